@@ -1,0 +1,9 @@
+package schema
+
+// Names of Playhead's Kafka topics and of the materialiser's consumer group.
+const (
+	TopicEvents       = "playhead.events"
+	TopicControl      = "playhead.control"
+	TopicDeadLetters  = "playhead.dead_letters"
+	GroupMaterializer = "playhead.materializer"
+)
