@@ -1,0 +1,126 @@
+package kafka
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/playhead-dev/playhead/schema"
+)
+
+// deadLetterHeadroom is how much larger a dead letter may be than the record it wraps.
+const deadLetterHeadroom = 64 << 10
+
+// EnsureTopics makes the topics that are missing and waits until each has leaders:
+// playhead.events (c.Partitions partitions), playhead.control (one partition,
+// compacted) and playhead.dead_letters (one partition). Existing topics are left as
+// they are. Safe when several nodes start at once.
+func EnsureTopics(ctx context.Context, c Config) error {
+	opts, err := c.Options()
+	if err != nil {
+		return err
+	}
+	cl, err := kgo.NewClient(opts...)
+	if err != nil {
+		return fmt.Errorf("kafka client: %w", err)
+	}
+	defer cl.Close()
+
+	batch := strconv.Itoa(c.MaxBatchBytes)
+	create := []struct {
+		topic      string
+		partitions int
+		configs    map[string]string
+	}{
+		{schema.TopicEvents, c.Partitions, map[string]string{
+			"cleanup.policy": "delete", "message.timestamp.type": "CreateTime", "max.message.bytes": batch,
+		}},
+		{schema.TopicControl, 1, map[string]string{"cleanup.policy": "compact"}},
+		{schema.TopicDeadLetters, 1, map[string]string{
+			"cleanup.policy": "delete", "max.message.bytes": strconv.Itoa(c.MaxBatchBytes + deadLetterHeadroom),
+		}},
+	}
+	for _, t := range create {
+		configs := make(map[string]*string)
+		for k, v := range t.configs {
+			configs[k] = kadm.StringPtr(v)
+		}
+		if c.ReplicationFactor >= 3 {
+			configs["min.insync.replicas"] = kadm.StringPtr("2")
+		}
+		if t.topic == schema.TopicEvents && c.Retention != 0 {
+			ms := int64(-1)
+			if c.Retention > 0 {
+				ms = max(1, c.Retention.Milliseconds())
+			}
+			configs["retention.ms"] = kadm.StringPtr(strconv.FormatInt(ms, 10))
+		}
+		if err := createTopic(ctx, cl, t.topic, t.partitions, c.ReplicationFactor, configs); err != nil {
+			return err
+		}
+	}
+	for _, t := range create {
+		if err := waitForLeaders(ctx, cl, t.topic); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// createTopic makes one topic unless it exists.
+func createTopic(ctx context.Context, cl *kgo.Client, topic string, partitions, replicas int, configs map[string]*string) error {
+	// Look first: a client that may not create topics can still use existing ones.
+	if _, err := topicMetadata(ctx, cl, topic); err == nil {
+		return nil
+	} else if !errors.Is(err, kerr.UnknownTopicOrPartition) {
+		return fmt.Errorf("look for topic %s: %w", topic, err)
+	}
+	made, err := kadm.NewClient(cl).CreateTopic(ctx, int32(partitions), int16(replicas), configs, topic)
+	if err == nil {
+		err = made.Err
+	}
+	if err != nil && !errors.Is(err, kerr.TopicAlreadyExists) {
+		return fmt.Errorf("create topic %s with %d partitions and replication factor %d: %w", topic, partitions, replicas, err)
+	}
+	return nil
+}
+
+// waitForLeaders polls until every partition of the topic has a leader.
+func waitForLeaders(ctx context.Context, cl *kgo.Client, topic string) error {
+	var b backoff
+	for {
+		t, err := topicMetadata(ctx, cl, topic)
+		if err == nil && !slices.Contains(leadersOf(t, len(t.Partitions)), -1) {
+			return nil
+		}
+		if err == nil {
+			err = errNoLeader
+		}
+		if waitErr := b.wait(ctx); waitErr != nil {
+			return fmt.Errorf("topic %s is not ready: %w (%w)", topic, err, waitErr)
+		}
+	}
+}
+
+// backoff waits longer each time: 10 ms doubling to 500 ms.
+type backoff struct{ last time.Duration }
+
+// wait sleeps, or returns ctx's cause.
+func (b *backoff) wait(ctx context.Context) error {
+	b.last = min(max(2*b.last, 10*time.Millisecond), 500*time.Millisecond)
+	t := time.NewTimer(b.last)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
