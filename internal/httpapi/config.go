@@ -1,0 +1,94 @@
+package httpapi
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// Bounds and defaults of Config.
+const (
+	DefaultListen          = "127.0.0.1:8080"
+	DefaultBodyLimit       = 16 << 20
+	DefaultHeaderLimit     = 16 << 10
+	DefaultReadTimeout     = 60 * time.Second
+	DefaultWriteTimeout    = 60 * time.Second
+	DefaultIdleTimeout     = 120 * time.Second
+	DefaultMaxConnections  = 256 << 10
+	minBodyLimit           = 64 << 10
+	maxBodyLimit           = 1 << 30
+	minHeaderLimit         = 8 << 10
+	maxHeaderLimit         = 1 << 20
+	minTimeout, maxTimeout = time.Second, time.Hour
+)
+
+// Config holds the settings of the HTTP edge.
+type Config struct {
+	// Listen is the address to accept connections on. Default 127.0.0.1:8080; port 0
+	// takes a free one. Any address but loopback wants TLS in front.
+	Listen string `yaml:"listen"`
+	// BodyLimit is the largest request body as sent, in bytes; above it the answer is
+	// 413. Default 16 MiB, 64 KiB to 1 GiB. A body is read whole before its handler runs:
+	// worst case memory is this times the connections that send at once.
+	BodyLimit int `yaml:"body_limit"`
+	// HeaderLimit is the size of the read buffer, which request line and headers must
+	// fit into, in bytes; above it the answer is 431. Default 16 KiB, 8 KiB to 1 MiB.
+	// Costs as much for each connection while it sends a request.
+	HeaderLimit int `yaml:"header_limit"`
+	// ReadTimeout is how long a whole request may take to arrive. Default 60 s, 1 s to
+	// 1 h. Short ones cut off large bodies on slow links, long ones let idle senders
+	// hold connections.
+	ReadTimeout time.Duration `yaml:"read_timeout"`
+	// WriteTimeout is how long a whole answer may take to be sent, counted from the end
+	// of its handler. Default 60 s, 1 s to 1 h. Streams hijack their connection and set
+	// deadlines of their own.
+	WriteTimeout time.Duration `yaml:"write_timeout"`
+	// IdleTimeout is how long a kept-alive connection may wait for its next request.
+	// Default 120 s, 1 s to 1 h.
+	IdleTimeout time.Duration `yaml:"idle_timeout"`
+	// MaxConnections is how many connections are served at once, streams included;
+	// later ones are answered 503. Default 262,144, at least 1.
+	MaxConnections int `yaml:"max_connections"`
+
+	// BaseContext is the context every request's UserContext is, so that blocking
+	// handlers end with the process. Nil: context.Background.
+	BaseContext context.Context `yaml:"-"`
+	// Stopping, if set and true, answers everything but health and metrics with 503.
+	Stopping func() bool `yaml:"-"`
+	// Registerer takes the metrics of the edge. Nil: not registered anywhere.
+	Registerer prometheus.Registerer `yaml:"-"`
+}
+
+// DefaultConfig returns the settings that hold unless set.
+func DefaultConfig() Config {
+	return Config{
+		Listen:         DefaultListen,
+		BodyLimit:      DefaultBodyLimit,
+		HeaderLimit:    DefaultHeaderLimit,
+		ReadTimeout:    DefaultReadTimeout,
+		WriteTimeout:   DefaultWriteTimeout,
+		IdleTimeout:    DefaultIdleTimeout,
+		MaxConnections: DefaultMaxConnections,
+	}
+}
+
+// Validate reports every setting that is out of range, joined.
+func (c Config) Validate() error {
+	var errs []error
+	check := func(ok bool, key string, value any, want string) {
+		if !ok {
+			errs = append(errs, fmt.Errorf("%s is %v; want %s", key, value, want))
+		}
+	}
+	check(c.Listen != "", "listen", `""`, "host:port")
+	check(c.BodyLimit >= minBodyLimit && c.BodyLimit <= maxBodyLimit, "body_limit", c.BodyLimit, "65536 to 1073741824 bytes")
+	check(c.HeaderLimit >= minHeaderLimit && c.HeaderLimit <= maxHeaderLimit, "header_limit", c.HeaderLimit, "8192 to 1048576 bytes")
+	check(c.ReadTimeout >= minTimeout && c.ReadTimeout <= maxTimeout, "read_timeout", c.ReadTimeout, "1s to 1h")
+	check(c.WriteTimeout >= minTimeout && c.WriteTimeout <= maxTimeout, "write_timeout", c.WriteTimeout, "1s to 1h")
+	check(c.IdleTimeout >= minTimeout && c.IdleTimeout <= maxTimeout, "idle_timeout", c.IdleTimeout, "1s to 1h")
+	check(c.MaxConnections >= 1, "max_connections", c.MaxConnections, "1 or more")
+	return errors.Join(errs...)
+}
