@@ -1,0 +1,96 @@
+# Playhead: `make run` is all a newcomer needs; `make help` lists the rest.
+#
+# Needs: Go (go.mod names the version), npm for the embedded engine, and a C compiler
+# for the race detector of `test` and `check`. Everything else is fetched, pinned.
+
+SHELL       := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := build
+MAKEFLAGS   += --no-print-directory
+
+# --- Pinned versions and settings -------------------------------------------------
+# The engine's version and hash are pinned in scripts/fetch-engine.sh, libraries in
+# go.mod, container images in deploy/.
+GOLANGCI_LINT_VERSION := v2.15.0
+
+GO      ?= go
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+
+# Arguments of `make run`, as in ARGS='--listen 127.0.0.1:9000'.
+ARGS ?=
+# What to test, benchmark or fuzz, as in PKG=./schema BENCH=Fanout.
+PKG        ?= ./...
+BENCH      ?= .
+BENCH_TIME ?= 1s
+# Bounds one package's tests; packages are tested two at a time, since each may run an
+# engine and a broker of its own.
+TEST_TIMEOUT ?= 15m
+TEST_JOBS    ?= 2
+# Of each fuzz target.
+FUZZTIME ?= 20s
+
+BIN  := $(CURDIR)/bin
+LINT := $(BIN)/golangci-lint-$(GOLANGCI_LINT_VERSION)
+
+# --- What people run --------------------------------------------------------------
+
+.PHONY: build
+build: ## Build bin/playhead (the default)
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o $(BIN)/playhead ./cmd/playhead
+
+.PHONY: run
+run: build engine ## Build, fetch the engine, start a durable single machine on 127.0.0.1:8080
+	@exec $(BIN)/playhead dev $(ARGS)
+
+.PHONY: engine
+engine: ## Fetch the pinned engine library, once (npm)
+	@scripts/fetch-engine.sh
+
+.PHONY: test
+test: engine ## All tests, with the race detector, in random order
+	CGO_ENABLED=1 PLAYHEAD_REQUIRE_ENGINE=1 $(GO) test -race -shuffle=on -timeout $(TEST_TIMEOUT) -p $(TEST_JOBS) $(PKG)
+
+.PHONY: check
+check: fmt-check vet lint test ## Format, vet, lint, then all tests: what a commit must pass
+
+.PHONY: fmt-check
+fmt-check:
+	@unformatted="$$(gofmt -l $$($(GO) list -f '{{.Dir}}' ./...))"; \
+	if [[ -n "$$unformatted" ]]; then echo "not gofmt-ed:"; echo "$$unformatted"; exit 1; fi
+
+.PHONY: vet
+vet:
+	$(GO) vet ./...
+
+.PHONY: lint
+lint: $(LINT) ## Lint alone
+	$(LINT) run ./...
+
+$(LINT):
+	@echo "installing golangci-lint $(GOLANGCI_LINT_VERSION) into bin/ (some minutes, once)"
+	@mkdir -p $(BIN)
+	GOFLAGS= GOBIN=$(BIN) $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_LINT_VERSION)
+	@mv $(BIN)/golangci-lint $@
+
+.PHONY: bench
+bench: build engine ## All Go benchmarks, kept in bin/bench.txt
+	@mkdir -p $(BIN)
+	PLAYHEAD_REQUIRE_ENGINE=1 $(GO) test -run '^$$' -bench '$(BENCH)' -benchtime $(BENCH_TIME) -benchmem -timeout 60m -p 1 $(PKG) | tee $(BIN)/bench.txt
+
+.PHONY: fuzz
+fuzz: ## Each fuzz target for FUZZTIME, one after the other
+	@for pkg in $$($(GO) list $(PKG)); do \
+		for target in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz' || true); do \
+			echo "== $$pkg $$target"; \
+			$(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$pkg; \
+		done; \
+	done
+
+.PHONY: clean
+clean: ## Remove bin/ and Go's test cache; data and the fetched engine stay
+	rm -rf $(BIN)
+	$(GO) clean -testcache
+
+.PHONY: help
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
