@@ -1,0 +1,124 @@
+package ingest
+
+import (
+	"errors"
+	"fmt"
+	"time"
+)
+
+// Defaults of Config.
+const (
+	DefaultMaxEventBytes       = 1 << 20
+	DefaultMaxBatchBytes       = 16 << 20
+	DefaultMaxBatchEvents      = 10_000
+	DefaultMaxJSONDepth        = 64
+	DefaultMaxCompressionRatio = 200
+	DefaultMaxDecompressions   = 16
+	DefaultMaxInFlightBytes    = 256 << 20
+	DefaultMaxInFlightEvents   = 200_000
+	DefaultLinger              = time.Millisecond
+	DefaultProduceTimeout      = 10 * time.Second
+	DefaultMaterialisedTimeout = 30 * time.Second
+)
+
+// Config is the ingest role's settings. Start from DefaultConfig.
+type Config struct {
+	// MaxEventBytes bounds one event as it stands in the body, in bytes. Default 1 MiB.
+	// The events topic's max.message.bytes must be at least MaxRecordBytes; below it
+	// Kafka refuses the largest events and the append answers event_too_large.
+	MaxEventBytes int `yaml:"max_event_bytes"`
+
+	// MaxBatchBytes bounds a body after decompression, in bytes. Default 16 MiB. The
+	// HTTP server's body limit must be at least as large for uncompressed bodies.
+	// Memory: a request holds up to twice this while it runs.
+	MaxBatchBytes int `yaml:"max_batch_bytes"`
+
+	// MaxBatchEvents bounds the events of one request. Default 10,000.
+	MaxBatchEvents int `yaml:"max_batch_events"`
+
+	// MaxJSONDepth bounds how deep a payload's objects and arrays nest. Default 64.
+	MaxJSONDepth int `yaml:"max_json_depth"`
+
+	// MaxCompressionRatio bounds how many times larger than its compressed form a body
+	// may be. The first MiB is free of it, so small and very regular bodies pass.
+	// Default 200; 1032 is what gzip can reach, so above it only MaxBatchBytes bounds.
+	MaxCompressionRatio int `yaml:"max_compression_ratio"`
+
+	// MaxDecompressions bounds the bodies being decompressed at once; further ones
+	// wait. Default 16. Memory: each may hold an 8 MiB window and MaxBatchBytes.
+	MaxDecompressions int `yaml:"max_decompressions"`
+
+	// MaxInFlightBytes and MaxInFlightEvents bound what has been handed to Kafka and is
+	// not yet acknowledged. Defaults 256 MiB and 200,000. Beyond either an append is
+	// refused with 503 overloaded, whole, before any of it is produced. Both must hold
+	// at least one full batch.
+	MaxInFlightBytes  int `yaml:"max_in_flight_bytes"`
+	MaxInFlightEvents int `yaml:"max_in_flight_events"`
+
+	// Linger is how long a partition waits for more records before it sends. Default
+	// 1 ms, 0 to 1 min. It adds to the latency of every append. 0 sends at once, which
+	// is best for a single client and makes many small requests under load: a broker
+	// that syncs each to disk then takes a third of the events.
+	Linger time.Duration `yaml:"linger"`
+
+	// ProduceTimeout is how long Kafka may take to acknowledge an append. Default 10 s.
+	// After it the answer is 503; a record that was already sent may still be written,
+	// and a retry with its message_id is answered with its id.
+	ProduceTimeout time.Duration `yaml:"produce_timeout"`
+
+	// MaterialisedTimeout is how long ack=materialised waits for ClickHouse before it
+	// answers 202. Default 30 s.
+	MaterialisedTimeout time.Duration `yaml:"materialised_timeout"`
+}
+
+// DefaultConfig returns the settings that suit a small machine.
+func DefaultConfig() Config {
+	return Config{
+		MaxEventBytes:       DefaultMaxEventBytes,
+		MaxBatchBytes:       DefaultMaxBatchBytes,
+		MaxBatchEvents:      DefaultMaxBatchEvents,
+		MaxJSONDepth:        DefaultMaxJSONDepth,
+		MaxCompressionRatio: DefaultMaxCompressionRatio,
+		MaxDecompressions:   DefaultMaxDecompressions,
+		MaxInFlightBytes:    DefaultMaxInFlightBytes,
+		MaxInFlightEvents:   DefaultMaxInFlightEvents,
+		Linger:              DefaultLinger,
+		ProduceTimeout:      DefaultProduceTimeout,
+		MaterialisedTimeout: DefaultMaterialisedTimeout,
+	}
+}
+
+// Validate reports every setting that is out of its range, joined.
+func (c Config) Validate() error {
+	var problems []error
+	number := func(key string, v, low, high int) {
+		if v < low || v > high {
+			problems = append(problems, fmt.Errorf("ingest.%s is %d; want %d to %d", key, v, low, high))
+		}
+	}
+	duration := func(key string, v, low, high time.Duration) {
+		if v < low || v > high {
+			problems = append(problems, fmt.Errorf("ingest.%s is %v; want %v to %v", key, v, low, high))
+		}
+	}
+	number("max_event_bytes", c.MaxEventBytes, 1<<10, 64<<20)
+	number("max_batch_bytes", c.MaxBatchBytes, max(c.MaxEventBytes, 1<<10), 1<<30)
+	number("max_batch_events", c.MaxBatchEvents, 1, 1_000_000)
+	number("max_json_depth", c.MaxJSONDepth, 1, 5000)
+	number("max_compression_ratio", c.MaxCompressionRatio, 1, 1_000_000)
+	number("max_decompressions", c.MaxDecompressions, 1, 4096)
+	number("max_in_flight_bytes", c.MaxInFlightBytes, 2*max(c.MaxBatchBytes, 1<<10), 1<<40)
+	number("max_in_flight_events", c.MaxInFlightEvents, max(c.MaxBatchEvents, 1), 100_000_000)
+	duration("linger", c.Linger, 0, time.Minute)
+	duration("produce_timeout", c.ProduceTimeout, time.Second, 10*time.Minute)
+	duration("materialised_timeout", c.MaterialisedTimeout, time.Millisecond, 10*time.Minute)
+	return errors.Join(problems...)
+}
+
+// recordHeadersBytes bounds what a record holds beside the payload: metadata of 16 KiB
+// that JSON may write six times as long, and the other headers.
+const recordHeadersBytes = 128 << 10
+
+// MaxRecordBytes is the largest record batch ingest produces, in bytes before
+// compression: what the topic's max.message.bytes must allow.
+func (c Config) MaxRecordBytes() int { return c.MaxEventBytes + recordHeadersBytes }
