@@ -1,0 +1,117 @@
+package materializer
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+	"unsafe"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/playhead-dev/playhead/schema"
+)
+
+// Bounds of what ClickHouse's DateTime64(3) holds: 1970 (it goes back to 1900, our ids
+// do not) to the end of 2299.
+var maxRowMs = time.Date(2299, 12, 31, 23, 59, 59, int(999*time.Millisecond), time.UTC).UnixMilli()
+
+// maxReasonBytes bounds the text of a dead letter's reason: it quotes foreign input.
+const maxReasonBytes = 512
+
+// deadLetterContentType is the content type of a dead letter's payload: bytes that we
+// know nothing about.
+const deadLetterContentType = "application/octet-stream"
+
+// row is one record as the table holds it.
+type row struct {
+	workspace, session, workflow string
+	offset                       int64
+	ms                           int64 // append time, Unix ms
+	clientMs                     *int64
+	tMs                          int64
+	kind                         string // the type
+	confidence                   *float32
+	frame, messageID             string
+	metadata                     map[string]string
+	contentType                  string
+	payload                      string
+}
+
+// size is what the row counts towards a batch's bytes.
+func (r *row) size() int {
+	n := 64 + len(r.workspace) + len(r.session) + len(r.workflow) + len(r.kind) + len(r.frame) +
+		len(r.messageID) + len(r.contentType) + len(r.payload)
+	for k, v := range r.metadata {
+		n += len(k) + len(v) + 16
+	}
+	return n
+}
+
+// judge makes rows of the records of one partition, fed in offset order. A row depends
+// on its record and on the dedupe window before it and on nothing else (no clock, no
+// random), so whoever reads the same range again makes the same rows.
+type judge struct {
+	epoch     uint8
+	partition uint16
+	placement func(workspace string) schema.Placement
+	window    *schema.Window
+}
+
+// row returns the record's row: an event, a repeat or a dead letter. There is no error:
+// the offsets of the table have no holes.
+func (j *judge) row(r *kgo.Record) row {
+	ms := r.Timestamp.UnixMilli()
+	if ms < 0 || ms > maxRowMs {
+		return deadLetter(r, min(max(ms, 0), maxRowMs), errors.New("record time is before 1970 or after 2299"))
+	}
+	id := schema.EventID{
+		Position: schema.Position{Epoch: j.epoch, Partition: j.partition, Offset: r.Offset},
+		TimeMs:   ms,
+	}
+	e, err := schema.DecodeRecord(id, r.Headers, r.Value)
+	if err != nil {
+		return deadLetter(r, ms, err)
+	}
+	if want := j.placement(e.Workspace).Partition(e.Workspace, e.Session); want != j.partition {
+		return deadLetter(r, ms, fmt.Errorf("session belongs in partition %d", want))
+	}
+	if _, repeat := j.window.Observe(e); repeat {
+		return row{
+			workspace: e.Workspace, session: e.Session, offset: r.Offset, ms: ms, kind: schema.TypeDuplicate,
+		}
+	}
+	return row{
+		workspace: e.Workspace, session: e.Session, workflow: e.Workflow,
+		offset: r.Offset, ms: ms, clientMs: clampClientTime(e.ClientTimeMs), tMs: e.TMs,
+		kind: e.Type, confidence: e.Confidence, frame: e.FrameID, messageID: e.MessageID,
+		metadata: e.Metadata, contentType: e.ContentType, payload: view(e.Payload),
+	}
+}
+
+// view shows a record's bytes as a string, without a copy: records are ours alone, and
+// nobody writes to them. It keeps the fetch that the record came with in memory until
+// the row's batch is in the table, which the batch's bounds bound.
+func view(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }
+
+func deadLetter(r *kgo.Record, ms int64, reason error) row {
+	text := reason.Error()
+	if len(text) > maxReasonBytes {
+		text = text[:maxReasonBytes]
+	}
+	return row{
+		offset: r.Offset, ms: ms, kind: schema.TypeDeadLetter,
+		metadata:    map[string]string{"reason": strings.ToValidUTF8(text, "?")},
+		contentType: deadLetterContentType, payload: view(r.Value),
+	}
+}
+
+// clampClientTime keeps a producer's time within what the column holds. It says nothing
+// about order and prunes nothing: an event is not refused for it.
+func clampClientTime(ms *int64) *int64 {
+	if ms == nil || *ms >= 0 && *ms <= maxRowMs {
+		return ms
+	}
+	c := min(max(*ms, 0), maxRowMs)
+	return &c
+}

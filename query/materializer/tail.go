@@ -1,0 +1,78 @@
+package materializer
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/playhead-dev/playhead/schema"
+)
+
+// fetchBytes bounds one fetch; a tail holds at most one that was not polled yet.
+const fetchBytes = 4 << 20
+
+// fetchWait is how long the broker may hold a fetch that finds nothing. It delays no
+// record: the first one answers it.
+const fetchWait = 5 * time.Second
+
+// maxPollRecords bounds what one poll hands over.
+const maxPollRecords = 10_000
+
+// tail reads the committed records of one partition from an offset on, as they come. It
+// has a client of its own, outside the group: so it begins exactly where its worker says
+// however often that begins anew, no reset policy can move it, and what a worker does
+// not take is not fetched.
+type tail struct {
+	cl            *kgo.Client
+	highWatermark int64 // of the last fetch
+}
+
+func openTail(opts []kgo.Opt, partition uint16, from int64) (*tail, error) {
+	cl, err := kgo.NewClient(append(opts[:len(opts):len(opts)],
+		kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{
+			schema.TopicEvents: {int32(partition): kgo.NewOffset().At(from)},
+		}),
+		kgo.ConsumeResetOffset(kgo.NoResetOffset()),
+		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
+		kgo.FetchMaxBytes(fetchBytes),
+		kgo.FetchMaxPartitionBytes(fetchBytes),
+		kgo.FetchMaxWait(fetchWait),
+	)...)
+	if err != nil {
+		return nil, fmt.Errorf("kafka client: %w", err)
+	}
+	return &tail{cl: cl}, nil
+}
+
+func (t *tail) close() { t.cl.Close() }
+
+// buffered returns records that are here already, none if there are none.
+func (t *tail) buffered() ([]*kgo.Record, error) {
+	return t.records(t.cl.PollRecords(nil, maxPollRecords)) //nolint:staticcheck // nil is documented: do not wait
+}
+
+// poll waits for records until ctx ends; then it returns none.
+func (t *tail) poll(ctx context.Context) ([]*kgo.Record, error) {
+	fetches := t.cl.PollRecords(ctx, maxPollRecords)
+	if ctx.Err() != nil && fetches.NumRecords() == 0 {
+		return nil, nil
+	}
+	return t.records(fetches)
+}
+
+func (t *tail) records(fetches kgo.Fetches) (out []*kgo.Record, err error) {
+	fetches.EachPartition(func(p kgo.FetchTopicPartition) {
+		if p.Err != nil {
+			err = p.Err
+			return
+		}
+		t.highWatermark = max(t.highWatermark, p.HighWatermark)
+		out = append(out, p.Records...)
+	})
+	if err != nil && len(out) == 0 {
+		return nil, fmt.Errorf("read %s: %w", schema.TopicEvents, err)
+	}
+	return out, nil // an error beside records comes again
+}
