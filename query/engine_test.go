@@ -49,7 +49,7 @@ func newTestLog(t testing.TB) *slog.Logger {
 func openEngine(t testing.TB) (driver.Conn, *engine.Process) {
 	t.Helper()
 	p, err := engine.Start(t.Context(), engine.Config{
-		DataPath: filepath.Join(t.TempDir(), "engine"), ChildArgs: []string{engineChild},
+		DataPath: filepath.Join(t.TempDir(), "engine"), LibraryPath: engine.LibraryPath(os.Getenv), ChildArgs: []string{engineChild},
 		Log: newTestLog(t), Stderr: testLog{t},
 	})
 	if errors.Is(err, engine.ErrLibraryNotFound) && os.Getenv("PLAYHEAD_REQUIRE_ENGINE") != "1" {

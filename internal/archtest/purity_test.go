@@ -13,11 +13,11 @@ import (
 // that every other package can be used twice in one process and tested in parallel.
 var onlyInCmd = map[string][]string{
 	"os": {
-		"Exit", "Getenv", "LookupEnv", "Environ", "ExpandEnv", "Setenv", "Unsetenv", "Clearenv",
+		"Exit", "Getenv", "LookupEnv", "ExpandEnv", "Setenv", "Unsetenv", "Clearenv",
 		"UserHomeDir", "UserCacheDir", "UserConfigDir",
 	},
 	"log":     {"Fatal", "Fatalf", "Fatalln"},
-	"syscall": {"Exit", "Getenv", "Environ", "Setenv"},
+	"syscall": {"Exit", "Getenv", "Setenv"},
 	"flag":    {"Parse", "String", "StringVar", "Bool", "BoolVar", "Int", "IntVar", "Duration", "DurationVar"},
 	"net/http": {
 		"ProxyFromEnvironment", // reads HTTP_PROXY and its like

@@ -33,7 +33,7 @@ type Config struct {
 	// time may have it open.
 	DataPath string
 
-	// LibraryPath is the file libchdb.so. Empty: where scripts/fetch-engine.sh puts it, see LibraryPath.
+	// LibraryPath is the file libchdb.so; the function LibraryPath says where scripts/fetch-engine.sh puts it.
 	LibraryPath string
 
 	// Executable and ChildArgs are the command line that ends up in ChildMain. Executable defaults to the
@@ -116,9 +116,7 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	c.DataPath = abs
 	if c.LibraryPath == "" {
-		if c.LibraryPath, err = LibraryPath(); err != nil {
-			return c, err
-		}
+		return c, fmt.Errorf("%w: no path to look at (set PLAYHEAD_ENGINE_DIR)", ErrLibraryNotFound)
 	}
 	if c.LibraryPath, err = filepath.Abs(c.LibraryPath); err != nil {
 		return c, fmt.Errorf("engine library path: %w", err)
@@ -149,22 +147,22 @@ func libraryNotFound(path string) error {
 }
 
 // LibraryPath is where scripts/fetch-engine.sh of the same release puts libchdb.so: below the environment's
-// PLAYHEAD_ENGINE_DIR, or else the user's cache directory. The file need not exist. The rule is here and not
-// in cmd because the script, cmd and the tests must agree on it.
-func LibraryPath() (string, error) {
-	dir := os.Getenv("PLAYHEAD_ENGINE_DIR")
+// PLAYHEAD_ENGINE_DIR, or else the user's cache directory. env reads one environment variable. The file need
+// not exist; "" says that the environment names no place at all. The rule is here and not in cmd because the
+// script, cmd and the tests must agree on it.
+func LibraryPath(env func(string) string) string {
+	dir := env("PLAYHEAD_ENGINE_DIR")
 	if dir == "" {
-		cache := os.Getenv("XDG_CACHE_HOME")
+		cache := env("XDG_CACHE_HOME")
 		if cache == "" {
-			home, err := os.UserHomeDir()
-			if err != nil {
-				return "", fmt.Errorf("%w: %w (set PLAYHEAD_ENGINE_DIR)", ErrLibraryNotFound, err)
+			if env("HOME") == "" {
+				return ""
 			}
-			cache = filepath.Join(home, ".cache")
+			cache = filepath.Join(env("HOME"), ".cache")
 		}
 		dir = filepath.Join(cache, "playhead", "engine")
 	}
-	return filepath.Join(dir, Version+"-"+platform(), "libchdb.so"), nil
+	return filepath.Join(dir, Version+"-"+platform(), "libchdb.so")
 }
 
 // platform names the machine the way the engine's packages do.

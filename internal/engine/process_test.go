@@ -41,7 +41,7 @@ func TestMain(m *testing.M) {
 const parentArg = "playhead-test-parent"
 
 func parent(dir string) int {
-	p, err := Start(context.Background(), Config{DataPath: dir, ChildArgs: []string{childArg}, Stderr: io.Discard})
+	p, err := Start(context.Background(), Config{DataPath: dir, LibraryPath: LibraryPath(os.Getenv), ChildArgs: []string{childArg}, Stderr: io.Discard})
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
@@ -78,10 +78,11 @@ func TestChildEndsWithAKilledParent(t *testing.T) {
 func startEngine(t testing.TB, change func(*Config)) *Process {
 	t.Helper()
 	cfg := Config{
-		DataPath:  filepath.Join(t.TempDir(), "engine"),
-		ChildArgs: []string{childArg},
-		Log:       slog.New(slog.NewTextHandler(testLog{t}, nil)),
-		Stderr:    testLog{t},
+		DataPath:    filepath.Join(t.TempDir(), "engine"),
+		LibraryPath: LibraryPath(os.Getenv),
+		ChildArgs:   []string{childArg},
+		Log:         slog.New(slog.NewTextHandler(testLog{t}, nil)),
+		Stderr:      testLog{t},
 	}
 	if change != nil {
 		change(&cfg)
@@ -192,7 +193,7 @@ func TestStartReportsEveryBadSetting(t *testing.T) {
 
 func TestSecondEngineOnOneDataPathIsRefused(t *testing.T) {
 	p := startEngine(t, nil)
-	_, err := Start(t.Context(), Config{DataPath: p.cfg.DataPath, ChildArgs: []string{childArg}, Stderr: testLog{t}, Log: p.cfg.Log})
+	_, err := Start(t.Context(), Config{DataPath: p.cfg.DataPath, LibraryPath: p.cfg.LibraryPath, ChildArgs: []string{childArg}, Stderr: testLog{t}, Log: p.cfg.Log})
 	if !errors.Is(err, ErrDataPathInUse) {
 		t.Fatalf("Start() = %v, want ErrDataPathInUse", err)
 	}

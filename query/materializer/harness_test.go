@@ -104,7 +104,7 @@ func startEngine(t testing.TB, dir string) *engine.Process {
 
 func engineConfig(dir string) engine.Config {
 	return engine.Config{
-		DataPath: filepath.Join(dir, "engine"), ChildArgs: []string{engineArg}, Stderr: os.Stderr,
+		DataPath: filepath.Join(dir, "engine"), LibraryPath: engine.LibraryPath(os.Getenv), ChildArgs: []string{engineArg}, Stderr: os.Stderr,
 		Log: slog.New(slog.DiscardHandler),
 	}
 }

@@ -1,0 +1,237 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/playhead-dev/playhead/internal/control"
+	"github.com/playhead-dev/playhead/internal/engine"
+	"github.com/playhead-dev/playhead/internal/kafka"
+)
+
+// Defaults of playhead dev.
+const (
+	defaultDataDir = "playhead-data"
+	devStateFile   = "dev.json"
+	devPartitions  = 8
+)
+
+// devState is what playhead dev keeps from one start to the next, and what playhead
+// import reads to find the server: dev.json in the data directory, mode 0600, since it
+// holds the key.
+type devState struct {
+	URL         string `json:"url"`
+	WorkspaceID string `json:"workspace_id"`
+	Key         string `json:"key"`
+
+	// Where the embedded parts of this start listen, for tools that look behind the API
+	// (integration/bench). The DSN holds a password of this start.
+	Kafka      string `json:"kafka,omitempty"`
+	ClickHouse string `json:"clickhouse_dsn,omitempty"`
+}
+
+// runDev runs everything in this process and one child, in a data directory.
+func runDev(ctx context.Context, args []string, env func(string) string, stdout, stderr io.Writer) (err error) {
+	listen, dataDir, level := "", defaultDataDir, "warn"
+	var key, dsn, limits string
+	if err := parseSettings("dev", args, env, stderr, []setting{
+		{"listen", "PLAYHEAD_LISTEN", "address to listen on, default 127.0.0.1:8080", &listen},
+		{"data-dir", "PLAYHEAD_DATA_DIR", "directory for everything that is kept", &dataDir},
+		{"key", "PLAYHEAD_DEV_KEY", "API key to use; default: made at the first start", &key},
+		{"clickhouse-dsn", "PLAYHEAD_CLICKHOUSE_DSN", "use this ClickHouse instead of the embedded engine", &dsn},
+		{"limits", "PLAYHEAD_DEV_LIMITS", `"default" gives the workspace the usual limits; none otherwise`, &limits},
+		{"log-level", "PLAYHEAD_LOG_LEVEL", "debug, info, warn or error", &level},
+	}); err != nil {
+		return err
+	}
+	cfg := DefaultConfig()
+	override(&cfg.HTTP.Listen, listen)
+	if err := cfg.Log.Level.UnmarshalText([]byte(level)); err != nil {
+		fmt.Fprintf(stderr, "log-level is %q; want debug, info, warn or error\n", level)
+		return errUsage
+	}
+	if limits != "" && limits != "default" {
+		fmt.Fprintf(stderr, "limits is %q; want default, or nothing for none\n", limits)
+		return errUsage
+	}
+	logger := cfg.Log.logger(stderr)
+
+	if err := os.MkdirAll(dataDir, 0o700); err != nil {
+		return fmt.Errorf("data directory: %w", err)
+	}
+	state, err := loadDevState(filepath.Join(dataDir, devStateFile), key)
+	if err != nil {
+		return err
+	}
+	parts, err := startParts(ctx, dataDir, dsn, engine.LibraryPath(env), logger)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, parts.close()) }()
+	cfg.Kafka = parts.broker.Config()
+	cfg.Kafka.Partitions = devPartitions
+	cfg.ClickHouse.DSN = parts.dsn
+	if err := cfg.Validate(); err != nil {
+		return err
+	}
+
+	n, err := startNode(ctx, cfg, logger)
+	if err != nil {
+		return err
+	}
+	if parts.engine != nil {
+		n.health.Add("engine", parts.engineReady)
+	}
+	workspace := control.Workspace{ID: state.WorkspaceID, Name: "dev", Plan: control.PlanPro, Limits: control.Unlimited()}
+	if limits == "default" {
+		workspace.Limits = control.DefaultLimits()
+	}
+	if err := n.ensureWorkspace(ctx, workspace, state.Key); err != nil {
+		return n.stopAfter(err)
+	}
+	state.URL = "http://" + n.addr()
+	state.Kafka, state.ClickHouse = parts.broker.Addr(), parts.dsn
+	if err := state.save(filepath.Join(dataDir, devStateFile)); err != nil {
+		return n.stopAfter(err)
+	}
+	state.greet(stdout, dataDir)
+	return n.run(ctx)
+}
+
+// parts are the embedded Kafka and ClickHouse.
+type parts struct {
+	broker *kafka.Embedded
+	engine *engine.Process // nil if a ClickHouse was named instead
+	dsn    string
+}
+
+// startParts starts both at once. library is the file of the engine, used unless dsn
+// names a server.
+func startParts(ctx context.Context, dataDir, dsn, library string, logger *slog.Logger) (*parts, error) {
+	p := &parts{dsn: dsn}
+	var group errgroup.Group
+	group.Go(func() (err error) {
+		p.broker, err = kafka.StartEmbedded(filepath.Join(dataDir, "kafka"), "127.0.0.1:0", devPartitions, logger)
+		return err
+	})
+	if dsn == "" {
+		group.Go(func() (err error) {
+			p.engine, err = engine.Start(ctx, engine.Config{
+				DataPath: filepath.Join(dataDir, "clickhouse"), LibraryPath: library,
+				ChildArgs: []string{"engine"}, Log: logger,
+			})
+			if errors.Is(err, engine.ErrLibraryNotFound) {
+				err = fmt.Errorf("%w\n(or name a ClickHouse server: --clickhouse-dsn clickhouse://host:9000/database)", err)
+			}
+			return err
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return nil, errors.Join(err, p.close())
+	}
+	if p.engine != nil {
+		p.dsn = p.engine.DSN()
+	}
+	return p, nil
+}
+
+// close ends what was started, the engine first: nothing writes to it any more.
+func (p *parts) close() error {
+	var errs []error
+	if p.engine != nil {
+		errs = append(errs, p.engine.Close())
+	}
+	if p.broker != nil {
+		errs = append(errs, p.broker.Close())
+	}
+	return errors.Join(errs...)
+}
+
+func (p *parts) engineReady(context.Context) error {
+	if p.engine.Pid() == 0 {
+		return errors.New("the engine is being restarted")
+	}
+	return nil
+}
+
+// loadDevState reads what the last start kept, or makes it. A key that was given
+// replaces the kept one from now on; the old one stays valid.
+func loadDevState(path, key string) (*devState, error) {
+	if key != "" {
+		if err := control.CheckKeyText(key); err != nil {
+			return nil, fmt.Errorf("PLAYHEAD_DEV_KEY %w", err)
+		}
+	}
+	s := &devState{}
+	b, err := os.ReadFile(path) //nolint:gosec // below the data directory
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		s.WorkspaceID = "ws_" + strings.ToLower(rand.Text()[:16])
+	case err != nil:
+		return nil, fmt.Errorf("read the state of the last start: %w", err)
+	default:
+		if err := json.Unmarshal(b, s); err != nil {
+			return nil, fmt.Errorf("%s: %w", path, err)
+		}
+		s.Kafka, s.ClickHouse = "", "" // of the last start
+	}
+	if key != "" {
+		s.Key = key
+	}
+	if s.Key == "" {
+		s.Key = control.KeyPrefix + (rand.Text() + rand.Text())[:32]
+	}
+	return s, s.save(path)
+}
+
+// save writes the file so that a crash leaves the old one or the new one.
+func (s *devState) save(path string) error {
+	b, err := json.MarshalIndent(s, "", "  ")
+	if err != nil {
+		return fmt.Errorf("save %s: %w", path, err)
+	}
+	temp := path + ".new"
+	if err := os.WriteFile(temp, append(b, '\n'), 0o600); err != nil {
+		return fmt.Errorf("save the state of this start: %w", err)
+	}
+	if err := os.Rename(temp, path); err != nil {
+		return fmt.Errorf("save the state of this start: %w", err)
+	}
+	return nil
+}
+
+// greet prints the key and three lines that work as they are.
+func (s *devState) greet(w io.Writer, dataDir string) {
+	fmt.Fprintf(w, `Playhead is ready on %[1]s, its data in %[3]s.
+API key: %[2]s
+
+Append an event, listen to its session, and page through it:
+
+  curl -X POST %[1]s/v1/sessions/demo/events -H 'Authorization: Bearer %[2]s' -H 'Content-Type: application/json' -d '{"type":"greeting","payload":{"text":"hello"}}'
+  curl -N '%[1]s/v1/sessions/demo/events/stream?from=start' -H 'Authorization: Bearer %[2]s'
+  curl '%[1]s/v1/sessions/demo/events?include=payload' -H 'Authorization: Bearer %[2]s'
+
+Ctrl-C stops.
+`, s.URL, s.Key, dataDir)
+}
+
+// localAddr names the address that clients on this machine connect to.
+func localAddr(a net.Addr) string {
+	tcp, ok := a.(*net.TCPAddr)
+	if !ok || !tcp.IP.IsUnspecified() {
+		return a.String()
+	}
+	return fmt.Sprintf("127.0.0.1:%d", tcp.Port)
+}

@@ -1,0 +1,294 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
+	"github.com/gofiber/fiber/v2"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"github.com/playhead-dev/playhead/internal/control"
+	"github.com/playhead-dev/playhead/internal/httpapi"
+	"github.com/playhead-dev/playhead/internal/kafka"
+	"github.com/playhead-dev/playhead/query"
+	"github.com/playhead-dev/playhead/schema"
+	"github.com/playhead-dev/playhead/streamer"
+	"github.com/playhead-dev/playhead/streamer/tape"
+)
+
+// node is one running process of Playhead.
+//
+//	HTTP ─▶ httpapi (keys from control)
+//	          ├─ ingest ──────▶ Kafka playhead.events
+//	          │    └ asks ─▶ tapes (dedupe window, session state)
+//	          ├─ streamer hub ─▶ tapes ◀─ Kafka
+//	          │    └ below the tape ─▶ past = ClickHouse up to the watermark, then Kafka
+//	          └─ query ───────▶ ClickHouse, completed from tapes
+//	materialiser: Kafka ─▶ ClickHouse; its committed offsets are the watermarks
+//
+// All roles of a process share one set of tapes: a partition is followed once.
+type node struct {
+	cfg    Config
+	logger *slog.Logger
+	health *httpapi.Health
+	reg    *prometheus.Registry
+
+	log        *kafka.Log
+	control    *control.Store
+	clickhouse driver.Conn
+	watermarks *query.Watermarks
+	history    *query.History
+
+	queryMetrics *query.Metrics
+
+	past  *streamer.Past
+	tapes *tape.Tapes
+
+	app      *fiber.App
+	listener net.Listener
+	stopping atomic.Bool
+	failed   chan error // the first failure of something that runs
+	stops    []step     // in order of starting; stop runs them backwards
+}
+
+// step undoes one step of starting.
+type step struct {
+	name string
+	stop func(context.Context) error
+}
+
+// stepTimeout bounds each step of stopping.
+const stepTimeout = 10 * time.Second
+
+// startNode starts the configured roles and listens. On an error everything that had
+// been started is stopped again.
+func startNode(ctx context.Context, cfg Config, logger *slog.Logger) (*node, error) {
+	n := &node{
+		cfg: cfg, logger: logger, failed: make(chan error, 1),
+		health: httpapi.NewHealth(logger), reg: prometheus.NewRegistry(),
+		watermarks: query.NewWatermarks(),
+	}
+	n.reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	for _, start := range []func(context.Context) error{
+		n.openLog, n.openClickHouse, n.openTapes, n.openHTTP,
+	} {
+		if err := start(ctx); err != nil {
+			return nil, n.stopAfter(err)
+		}
+	}
+	return n, nil
+}
+
+// onStop adds a step of stopping.
+func (n *node) onStop(name string, stop func(context.Context) error) {
+	n.stops = append(n.stops, step{name, stop})
+}
+
+// background runs f until the node stops; an error ends the node.
+func (n *node) background(name string, f func(context.Context) error) {
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { // ended by the step below
+		defer close(done)
+		if err := f(ctx); err != nil && ctx.Err() == nil {
+			n.fail(fmt.Errorf("%s: %w", name, err))
+		}
+	}()
+	n.onStop(name, func(wait context.Context) error {
+		cancel()
+		select {
+		case <-done:
+			return nil
+		case <-wait.Done():
+			return fmt.Errorf("did not stop: %w", context.Cause(wait))
+		}
+	})
+}
+
+func (n *node) fail(err error) {
+	select {
+	case n.failed <- err:
+	default:
+	}
+}
+
+// run serves until ctx ends or something fails, then stops in order.
+func (n *node) run(ctx context.Context) error {
+	var err error
+	select {
+	case <-ctx.Done():
+	case err = <-n.failed:
+	}
+	return n.stopAfter(err)
+}
+
+// stopAfter stops everything, the last started first, and returns err with whatever
+// went wrong meanwhile.
+func (n *node) stopAfter(err error) error {
+	n.stopping.Store(true)
+	n.health.Stop()
+	errs := []error{err}
+	for i := len(n.stops) - 1; i >= 0; i-- {
+		ctx, cancel := context.WithTimeout(context.Background(), stepTimeout)
+		if serr := n.stops[i].stop(ctx); serr != nil {
+			errs = append(errs, fmt.Errorf("stop %s: %w", n.stops[i].name, serr))
+		}
+		cancel()
+	}
+	n.stops = nil
+	return errors.Join(errs...)
+}
+
+func (n *node) openLog(ctx context.Context) error {
+	if err := kafka.EnsureTopics(ctx, n.cfg.Kafka); err != nil {
+		return err
+	}
+	var err error
+	if n.log, err = kafka.OpenLog(ctx, n.cfg.Kafka); err != nil {
+		return err
+	}
+	n.onStop("log", func(context.Context) error { n.log.Close(); return nil })
+	n.health.Add("kafka", n.log.Ping)
+	if n.control, err = control.Open(ctx, n.cfg.Kafka, control.WithLogger(n.logger), control.WithRegisterer(n.reg)); err != nil {
+		return err
+	}
+	n.onStop("control", func(context.Context) error { n.control.Close(); return nil })
+	n.health.Add("control", n.control.Ready)
+	_, err = n.control.EnsureEpoch(ctx, n.log.TopicID(), n.log.Partitions())
+	return err
+}
+
+// openClickHouse connects, and starts what waits for ClickHouse by itself: it may be
+// away at the start.
+func (n *node) openClickHouse(ctx context.Context) error {
+	var err error
+	if n.clickhouse, err = query.Open(ctx, n.cfg.ClickHouse); err != nil {
+		return err
+	}
+	n.onStop("clickhouse", func(context.Context) error { return n.clickhouse.Close() })
+	n.queryMetrics = query.NewMetrics(n.reg)
+	n.history = query.NewHistory(n.clickhouse, n.cfg.Query, n.logger, n.queryMetrics)
+	if err := n.followWatermarks(); err != nil {
+		return err
+	}
+	migrated := make(chan struct{})
+	n.health.Add("clickhouse", func(ctx context.Context) error {
+		select {
+		case <-migrated:
+			return n.clickhouse.Ping(ctx)
+		default:
+			return errors.New("the table is not there yet")
+		}
+	})
+	n.background("materializer", func(ctx context.Context) error {
+		if err := n.migrate(ctx); err != nil {
+			return err
+		}
+		close(migrated)
+		if !n.cfg.has(roleMaterializer) {
+			<-ctx.Done()
+			return nil
+		}
+		return n.materialize(ctx)
+	})
+	select { // usually at once; a node should not answer before it knows its history
+	case <-migrated:
+	case <-time.After(migrateHeadStart):
+		n.logger.Warn("starting without ClickHouse")
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	return nil
+}
+
+// migrateHeadStart is how long a start waits for ClickHouse before it goes on without.
+const migrateHeadStart = 5 * time.Second
+
+// migrate brings the tables up to date, however long ClickHouse is away.
+func (n *node) migrate(ctx context.Context) error {
+	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
+		err := query.Migrate(ctx, n.clickhouse)
+		if err == nil || ctx.Err() != nil {
+			return err
+		}
+		n.logger.Warn("migrate clickhouse", "error", err, "retry_in", wait)
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+func (n *node) openTapes(ctx context.Context) error {
+	opts, err := n.cfg.Kafka.Options()
+	if err != nil {
+		return err
+	}
+	n.past = &streamer.Past{
+		History: replayHistory{n.history, n.watermarks}, Log: n.log, Epoch: n.control.Epoch(),
+		Placement: schema.Placement{Partitions: n.log.Partitions(), Shards: schema.DefaultShards}, Rule: n.cfg.Streamer.Tape.Rule(),
+	}
+	n.tapes, err = tape.Start(n.cfg.Streamer.Tape, tape.Deps{
+		Kafka: opts, Log: n.log, Past: n.past, Epoch: n.control.Epoch(),
+		Placement: schema.Placement{Partitions: n.log.Partitions(), Shards: schema.DefaultShards},
+		Metrics:   tape.NewMetrics(n.reg), Logger: n.logger,
+	})
+	if err != nil {
+		return err
+	}
+	n.reg.MustRegister(n.tapes)
+	n.onStop("tapes", func(context.Context) error { n.tapes.Close(); return nil })
+	return nil
+}
+
+// openHTTP builds the roles that answer requests, and listens. Stopping runs the other
+// way: stop listening, end streams, flush the producer.
+func (n *node) openHTTP(ctx context.Context) error {
+	httpCfg := n.cfg.HTTP
+	httpCfg.Registerer = n.reg
+	httpCfg.Stopping = n.stopping.Load
+	n.app = httpapi.NewApp(httpCfg, n.logger)
+	n.health.Routes(n.app, n.reg)
+	n.app.Use(httpapi.Authenticate(n.control), nameWorkspace)
+	httpapi.KeyRoutes(n.app, n.control)
+	for role, open := range map[string]func() error{
+		roleIngest: n.openIngest, roleStreamer: n.openStreamer, roleQuery: n.openQuery,
+	} {
+		if !n.cfg.has(role) {
+			continue
+		}
+		if err := open(); err != nil {
+			return err
+		}
+	}
+	var err error
+	if n.listener, err = (&net.ListenConfig{}).Listen(ctx, "tcp", n.cfg.HTTP.Listen); err != nil {
+		return fmt.Errorf("listen: %w", err)
+	}
+	var serving sync.WaitGroup
+	serving.Go(func() {
+		if err := n.app.Listener(n.listener); err != nil && !n.stopping.Load() {
+			n.fail(fmt.Errorf("serve: %w", err))
+		}
+	})
+	n.onStop("http", func(ctx context.Context) error {
+		err := n.app.ShutdownWithContext(ctx)
+		if err == nil {
+			serving.Wait()
+		}
+		return err
+	})
+	return nil
+}
+
+// addr is where clients on this machine reach the node.
+func (n *node) addr() string { return localAddr(n.listener.Addr()) }

@@ -1,0 +1,237 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/gofiber/fiber/v2"
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/playhead-dev/playhead/ingest"
+	"github.com/playhead-dev/playhead/internal/control"
+	"github.com/playhead-dev/playhead/internal/httpapi"
+	"github.com/playhead-dev/playhead/internal/kafka"
+	"github.com/playhead-dev/playhead/query"
+	"github.com/playhead-dev/playhead/query/materializer"
+	"github.com/playhead-dev/playhead/schema"
+	"github.com/playhead-dev/playhead/streamer"
+	"github.com/playhead-dev/playhead/streamer/tape"
+)
+
+// This file is where the roles meet: each asks for what it needs by an interface of its
+// own, and gets it here.
+
+// placement says where a workspace's sessions lie. A workspace that nobody has made gets
+// the default, so that every reader judges a foreign record alike.
+func (n *node) placement(workspace string) schema.Placement {
+	if w, ok := n.control.Workspace(workspace); ok {
+		return w.Placement(n.log.Partitions())
+	}
+	return schema.Placement{Partitions: n.log.Partitions(), Shards: schema.DefaultShards}
+}
+
+// followWatermarks keeps n.watermarks at the materialiser's committed offsets.
+func (n *node) followWatermarks() error {
+	opts, err := n.cfg.Kafka.Options()
+	if err != nil {
+		return err
+	}
+	client, err := kgo.NewClient(opts...)
+	if err != nil {
+		return fmt.Errorf("watermarks: %w", err)
+	}
+	n.onStop("watermarks client", func(context.Context) error { client.Close(); return nil })
+	committed := materializer.Committed(kadm.NewClient(client), n.control.Epoch())
+	offsets, err := committed(context.Background())
+	if err != nil {
+		n.logger.Warn("committed offsets of the materialiser are unknown", "error", err)
+	}
+	for p, next := range offsets {
+		n.watermarks.Set(p, next)
+	}
+	n.background("watermarks", func(ctx context.Context) error {
+		return n.watermarks.Run(ctx, committed, n.logger)
+	})
+	return nil
+}
+
+// materialize runs the materialiser until ctx ends.
+func (n *node) materialize(ctx context.Context) error {
+	opts, err := n.cfg.Kafka.Options()
+	if err != nil {
+		return err
+	}
+	// A pool of its own: inserts must not wait behind pages, nor pages behind inserts.
+	pool := n.cfg.ClickHouse
+	pool.MaxOpenConns = n.cfg.Materializer.Concurrency + materializerSpareConns
+	pool.MaxIdleConns = pool.MaxOpenConns
+	conn, err := query.Open(ctx, pool)
+	if err != nil {
+		return err
+	}
+	defer conn.Close() //nolint:errcheck // nothing is in flight after Run
+	m, err := materializer.New(n.cfg.Materializer, materializer.Deps{
+		Kafka: opts, Log: n.log, Conn: conn, Epoch: n.control.Epoch(),
+		Rule: n.cfg.Streamer.Tape.Rule(), Placement: n.placement, Published: n.watermarks.Set,
+		Metrics: materializer.NewMetrics(n.reg), Logger: n.logger,
+	})
+	if err != nil {
+		return err
+	}
+	return m.Run(ctx)
+}
+
+// materializerSpareConns are for counting and checking while inserts are in flight.
+const materializerSpareConns = 2
+
+func (n *node) openIngest() error {
+	opts, err := n.cfg.Kafka.Options()
+	if err != nil {
+		return err
+	}
+	appender, err := ingest.NewAppender(n.cfg.Ingest, ingest.Deps{
+		Kafka: opts, Layout: layout{n}, Tails: ingestTails{n.tapes, n.log},
+		History: ingestHistory{n.history, n.watermarks}, Rule: n.cfg.Streamer.Tape.Rule(),
+		Metrics: ingest.NewMetrics(n.reg), Log: n.logger,
+	})
+	if err != nil {
+		return err
+	}
+	n.onStop("appends", appender.Close)
+	ingest.NewAPI(n.cfg.Ingest, appender).Register(n.app)
+	return nil
+}
+
+func (n *node) openStreamer() error {
+	hub, err := streamer.StartHub(n.cfg.Streamer, n.tapes, n.past, streamer.NewMetrics(n.reg), n.logger)
+	if err != nil {
+		return err
+	}
+	n.onStop("streams", hub.Close)
+	hub.Routes(n.app)
+	return nil
+}
+
+func (n *node) openQuery() error {
+	query.NewAPI(n.cfg.Query, query.Deps{
+		History: n.history, Tapes: queryTapes{n.tapes}, Log: n.log, Committed: n.watermarks,
+		Placement: n.placement, PageSize: n.pageSize, Epoch: n.control.Epoch(),
+		Dedupe: n.cfg.Streamer.Tape.Rule(), Logger: n.logger, Metrics: n.queryMetrics,
+	}).Routes(n.app)
+	return nil
+}
+
+func (n *node) pageSize(workspace string) int {
+	w, _ := n.control.Workspace(workspace)
+	return w.PageSize()
+}
+
+// headerWorkspace names the caller's workspace on every answer, so that a client such as
+// the importer can tell two servers at one address apart.
+const headerWorkspace = "X-Playhead-Workspace"
+
+func nameWorkspace(c *fiber.Ctx) error {
+	c.Set(headerWorkspace, httpapi.From(c).Workspace)
+	return c.Next()
+}
+
+// ensureWorkspace makes the workspace, or brings its plan and limits up to date, and the
+// key with every scope.
+func (n *node) ensureWorkspace(ctx context.Context, w control.Workspace, key string) error {
+	_, err := n.control.CreateWorkspace(ctx, w)
+	if errors.Is(err, control.ErrWorkspaceExists) {
+		err = n.control.UpdateWorkspace(ctx, w)
+	}
+	if err != nil {
+		return fmt.Errorf("workspace %s: %w", w.ID, err)
+	}
+	_, _, err = n.control.CreateKey(ctx, control.KeySpec{
+		Workspace: w.ID, Name: "made at the start", Scopes: control.AllScopes, Text: key,
+	})
+	if err != nil && !errors.Is(err, control.ErrKeyExists) {
+		return fmt.Errorf("key of workspace %s: %w", w.ID, err)
+	}
+	return nil
+}
+
+// layout is ingest's view of the log's shape.
+type layout struct{ n *node }
+
+func (l layout) Placement(workspace string) (schema.Placement, bool) {
+	_, ok := l.n.control.Workspace(workspace)
+	return l.n.placement(workspace), ok
+}
+
+func (l layout) Epoch() uint8 { return l.n.control.Epoch() }
+
+// ingestTails are the tapes as ingest sees them: Open waits for what other nodes wrote.
+type ingestTails struct {
+	tapes *tape.Tapes
+	log   *kafka.Log
+}
+
+func (t ingestTails) Open(ctx context.Context, partition uint16) (ingest.Tail, error) {
+	opened, err := t.tapes.Open(ctx, partition)
+	if err != nil {
+		return nil, err
+	}
+	end, err := t.log.HighWatermark(ctx, partition)
+	if err != nil {
+		return nil, err
+	}
+	return opened, opened.WaitFor(ctx, end)
+}
+
+// queryTapes are the tapes as query sees them.
+type queryTapes struct{ tapes *tape.Tapes }
+
+func (t queryTapes) Open(ctx context.Context, partition uint16) (query.Tape, error) {
+	return t.tapes.Open(ctx, partition)
+}
+
+// ingestHistory is history as ingest sees it.
+type ingestHistory struct {
+	history    *query.History
+	watermarks *query.Watermarks
+}
+
+func (h ingestHistory) FindMessages(ctx context.Context, workspace string, ids []ingest.MessageRef) (map[ingest.MessageRef]schema.EventID, error) {
+	refs := make([]query.MessageRef, len(ids))
+	for i, id := range ids {
+		refs[i] = query.MessageRef(id)
+	}
+	found, err := h.history.FindMessages(ctx, workspace, refs)
+	if err != nil {
+		return nil, err
+	}
+	out := make(map[ingest.MessageRef]schema.EventID, len(found))
+	for ref, id := range found {
+		out[ingest.MessageRef(ref)] = id
+	}
+	return out, nil
+}
+
+func (h ingestHistory) WaitMaterialised(ctx context.Context, partition uint16, next int64) error {
+	return h.watermarks.Wait(ctx, partition, next)
+}
+
+// replayHistory is history as streams see it.
+type replayHistory struct {
+	history    *query.History
+	watermarks *query.Watermarks
+}
+
+func (h replayHistory) ReadSession(ctx context.Context, workspace, session string, partition uint16,
+	from, to schema.Position, f *schema.Filter, limit int, emit func(*schema.Event) error,
+) (int, error) {
+	ref := query.SessionRef{Workspace: workspace, Session: session, Partition: partition}
+	return h.history.ReadSession(ctx, ref, from, to, f, limit, false, emit)
+}
+
+func (h replayHistory) SessionBase(ctx context.Context, workspace, session string, to schema.Position) (schema.Session, error) {
+	return h.history.SessionBase(ctx, query.SessionRef{Workspace: workspace, Session: session, Partition: to.Partition}, to)
+}
+
+func (h replayHistory) Watermark(partition uint16) int64 { return h.watermarks.Get(partition) }
