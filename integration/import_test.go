@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -77,14 +78,22 @@ func (s *server) importCommand(args ...string) *exec.Cmd {
 // checkHistory compares every session's pages with the files' order.
 func checkHistory(t *testing.T, s *server, sessions map[string][]string) {
 	t.Helper()
+	var readers sync.WaitGroup
+	defer readers.Wait()
+	slots := make(chan struct{}, 4)
 	for id, want := range sessions {
-		var got []string
-		for _, e := range s.allPages(id, "").Data {
-			got = append(got, e.ClientMessageID)
-		}
-		if !slices.Equal(got, want) {
-			t.Errorf("history of %s: %s", id, difference(got, want))
-		}
+		slots <- struct{}{}
+		readers.Go(func() {
+			defer func() { <-slots }()
+			all, err := s.tryPages(id)
+			var got []string
+			for _, e := range all.Data {
+				got = append(got, e.ClientMessageID)
+			}
+			if err != nil || !slices.Equal(got, want) {
+				t.Errorf("history of %s: %s, error %v", id, difference(got, want), err)
+			}
+		})
 	}
 }
 
@@ -130,7 +139,7 @@ func TestImportOfRealEvents(t *testing.T) {
 
 	const session = "session_2144641057"
 	var ids []string
-	for _, e := range s.allPages(session, "").Data {
+	for _, e := range s.allPages(session).Data {
 		ids = append(ids, e.EventID)
 	}
 	l := s.listen("/v1/sessions/"+session+"/events/stream", ids[0])
@@ -203,7 +212,7 @@ func TestKillsDuringImport(t *testing.T) {
 
 	checkHistory(t, s, sessions)
 	var ids []string
-	for _, e := range s.allPages(session, "").Data {
+	for _, e := range s.allPages(session).Data {
 		ids = append(ids, e.EventID)
 	}
 	l.awaitIDs(ids, 30*time.Second)

@@ -293,18 +293,32 @@ type page struct {
 }
 
 // allPages reads a session's history to its end and returns the pages as one.
-func (s *server) allPages(session, query string) page {
+func (s *server) allPages(session string) page {
 	s.t.Helper()
+	all, err := s.tryPages(session)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return all
+}
+
+func (s *server) tryPages(session string) (page, error) {
 	var all page
-	cursor := ""
 	for {
-		p := getJSON[page](s, "/v1/sessions/"+session+"/events?pageSize=100&cursor="+cursor+query)
+		path := "/v1/sessions/" + session + "/events?pageSize=100&cursor=" + all.Pagination.NextCursor
+		status, b, err := s.try(http.MethodGet, path, "", "")
+		if err != nil || status != http.StatusOK {
+			return all, fmt.Errorf("GET %s: %d %s %w", path, status, b, err)
+		}
+		var p page
+		if err := json.Unmarshal(b, &p); err != nil {
+			return all, fmt.Errorf("GET %s: %w in %s", path, err, b)
+		}
 		all.Data = append(all.Data, p.Data...)
 		all.Pagination = p.Pagination
 		if !p.Pagination.HasMore {
-			return all
+			return all, nil
 		}
-		cursor = p.Pagination.NextCursor
 	}
 }
 

@@ -63,7 +63,7 @@ func TestTour(t *testing.T) {
 
 func checkPages(t *testing.T, s *server, session string, ids []string) {
 	t.Helper()
-	p := s.allPages(session, "")
+	p := s.allPages(session)
 	if len(p.Data) != len(ids) {
 		t.Fatalf("pages of %s hold %d events, want %d", session, len(p.Data), len(ids))
 	}

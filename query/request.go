@@ -148,7 +148,7 @@ func parsePageTime(q url.Values, name, ours string, bound **int64) error {
 // a page knows whether it lies in the session's partition.
 func parsePageCursor(q url.Values, f *schema.Filter, descending bool) (schema.Cursor, error) {
 	v, err := httpapi.One(q, "cursor")
-	if err != nil || !q.Has("cursor") {
+	if err != nil || v == "" {
 		return schema.Cursor{}, err
 	}
 	c, err := schema.ParseCursor(v)

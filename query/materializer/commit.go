@@ -121,6 +121,9 @@ func fenced(err error) bool {
 func Committed(adm *kadm.Client, epoch uint8) func(context.Context) (map[uint16]int64, error) {
 	return func(ctx context.Context) (map[uint16]int64, error) {
 		offsets, err := adm.FetchOffsets(ctx, schema.GroupMaterializer)
+		if errors.Is(err, kerr.GroupIDNotFound) {
+			return nil, nil // nothing was ever committed
+		}
 		if err != nil {
 			return nil, fmt.Errorf("fetch committed offsets: %w", err)
 		}
