@@ -22,6 +22,7 @@ ARGS ?=
 PKG        ?= ./...
 BENCH      ?= .
 BENCH_TIME ?= 1s
+BENCH_ARGS ?=
 # Bounds one package's tests; packages are tested two at a time, since each may run an
 # engine and a broker of its own.
 TEST_TIMEOUT ?= 15m
@@ -44,7 +45,7 @@ run: build engine ## Build, fetch the engine, start a durable single machine on 
 
 .PHONY: engine
 engine: ## Fetch the pinned engine library, once (npm)
-	@scripts/fetch-engine.sh
+	@scripts/fetch-engine.sh >/dev/null
 
 .PHONY: test
 test: engine ## All tests, with the race detector, in random order
@@ -72,9 +73,12 @@ $(LINT):
 	GOFLAGS= GOBIN=$(BIN) $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_LINT_VERSION)
 	@mv $(BIN)/golangci-lint $@
 
+# BENCH_ARGS are those of integration/bench, as in BENCH_ARGS='-only append,fanout -runs 5';
+# BENCH='^$$' leaves the packages' benchmarks out.
 .PHONY: bench
-bench: build engine ## All Go benchmarks, kept in bin/bench.txt
-	@mkdir -p $(BIN)
+bench: build engine ## Measure a real server (bin/bench.md, .json), then the packages' benchmarks (bin/bench.txt)
+	$(GO) build -trimpath -o $(BIN)/bench ./integration/bench
+	$(BIN)/bench -server $(BIN)/playhead -json $(BIN)/bench.json $(BENCH_ARGS) | tee $(BIN)/bench.md
 	PLAYHEAD_REQUIRE_ENGINE=1 $(GO) test -run '^$$' -bench '$(BENCH)' -benchtime $(BENCH_TIME) -benchmem -timeout 60m -p 1 $(PKG) | tee $(BIN)/bench.txt
 
 .PHONY: fuzz

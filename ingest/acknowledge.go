@@ -131,9 +131,9 @@ func (r *request) wait(ctx context.Context) []Result {
 // outcome is the result of an item whose message id another item was appending.
 func (r *request) outcome(ctx context.Context, results []Result, i int, c claim) Result {
 	res := results[i]
-	first := Result{}
-	switch {
-	case c.req == r:
+	var first Result
+	switch c.req {
+	case r:
 		first = results[c.item]
 	default:
 		select {

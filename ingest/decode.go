@@ -148,7 +148,7 @@ func (d *bodyDecoder) decodeJSON(batch *Batch) *httpapi.Error {
 		return err
 	}
 	d.index = -1
-	for d.json.PeekKind() != '}' {
+	if d.json.PeekKind() != '}' {
 		name, err := d.json.ReadValue()
 		if err != nil {
 			return d.syntaxError(err)

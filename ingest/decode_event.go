@@ -221,14 +221,6 @@ func (d *bodyDecoder) unquote(raw jsontext.Value) []byte {
 	return text
 }
 
-// reuse returns b as a string, the last one if it is the same.
-func reuse(last *string, b []byte) string {
-	if *last != string(b) {
-		*last = string(b)
-	}
-	return *last
-}
-
 func (d *bodyDecoder) notString(field string, value jsontext.Value) *httpapi.Error {
 	return d.invalid(field, "is "+describe(value)+"; want a string")
 }

@@ -3,6 +3,7 @@ package ingest
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"maps"
 	"reflect"
 	"strings"
@@ -83,7 +84,7 @@ func FuzzDecode(f *testing.F) {
 		batch, err := d.Decode(as, []byte(body), session)
 		checkBatch(t, batch, err)
 		again, errAgain := d.Decode(as, []byte(body), session)
-		if (err == nil) != (errAgain == nil) || err == nil && !reflect.DeepEqual(batch, again) {
+		if fmt.Sprint(err) != fmt.Sprint(errAgain) || err == nil && !reflect.DeepEqual(batch.Items, again.Items) { //nolint:govet // Items hold errors as data: both sides are made by the same code
 			t.Fatalf("decoded again: %+v, %v; want %+v, %v", again, errAgain, batch, err)
 		}
 	})

@@ -2,6 +2,7 @@ package ingest
 
 import (
 	"context"
+	"errors"
 	"strings"
 
 	"github.com/gofiber/fiber/v2"
@@ -111,7 +112,7 @@ func (a *API) decode(c *fiber.Ctx, session string) (*Batch, error) {
 // acceptPost tells a client whose body we cannot read what it could send (RFC 9110,
 // 12.5.3, and RFC 5789, 3.1).
 func acceptPost(c *fiber.Ctx, err error) error {
-	if e, ok := err.(*httpapi.Error); ok && e.Status == 415 {
+	if e, ok := errors.AsType[*httpapi.Error](err); ok && e.Status == 415 {
 		c.Set(fiber.HeaderAcceptEncoding, "gzip, zstd")
 		c.Set("Accept-Post", "application/json, application/x-ndjson, application/cloudevents+json, application/cloudevents-batch+json")
 	}
@@ -196,7 +197,7 @@ func (a *API) appendBatch(c *fiber.Ctx) error {
 
 // refused counts a request that was refused whole.
 func (a *API) refused(err error) error {
-	if e, ok := err.(*httpapi.Error); ok {
+	if e, ok := errors.AsType[*httpapi.Error](err); ok {
 		a.appender.metrics.refused.WithLabelValues(e.Code).Inc()
 	}
 	return err

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -209,16 +208,6 @@ func randomLog(r *rand.Rand, n int) []*schema.Event {
 		ms += r.Int64N(40) - 3 // clocks of nodes differ
 		out = append(out, randomEvent(r, pick(r, "w1", "w1", "w2"), pick(r, "s1", "s2", "s1x"), pos, ms))
 		pos.Offset += 1 + r.Int64N(3)
-	}
-	return out
-}
-
-func cloneAll(events []*schema.Event) []*schema.Event {
-	out := make([]*schema.Event, len(events))
-	for i, e := range events {
-		c := *e
-		c.Metadata = maps.Clone(e.Metadata)
-		out[i] = &c
 	}
 	return out
 }

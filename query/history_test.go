@@ -112,7 +112,7 @@ func TestReadSessionReturnsEmitsError(t *testing.T) {
 	stop := errors.New("stop")
 	n, err := h.ReadSession(t.Context(), SessionRef{Workspace: "w1", Session: "s1"}, schema.Position{}, everything, nil, Unlimited, false,
 		func(*schema.Event) error { return stop })
-	if n != 0 || err != stop {
+	if n != 0 || !errors.Is(err, stop) {
 		t.Errorf("ReadSession = %d, %v, want 0 and emit's own error", n, err)
 	}
 }

@@ -2,6 +2,7 @@ package query
 
 import (
 	"encoding/json"
+	"errors"
 	"io"
 	"log/slog"
 	"math/rand/v2"
@@ -51,7 +52,7 @@ func newSite(t *testing.T, events ...*schema.Event) (*world, *fiber.App) {
 
 func get(t *testing.T, app *fiber.App, key, target string) (int, string, http.Header) {
 	t.Helper()
-	req := httptest.NewRequest("GET", target, nil)
+	req := httptest.NewRequest(http.MethodGet, target, nil)
 	req.Header.Set("Authorization", "Bearer "+key)
 	resp, err := app.Test(req, -1)
 	if err != nil {
@@ -284,7 +285,7 @@ func TestScanBudgetIs503(t *testing.T) {
 	who := everyKey
 	who.Workspace = "w1"
 	_, err := w.api(cfg).page(t.Context(), who, "s1", &pageRequest{limit: 10})
-	if answer, ok := err.(*httpapi.Error); !ok || answer.Status != 503 || answer.RetryAfter <= 0 {
+	if answer, ok := errors.AsType[*httpapi.Error](err); !ok || answer.Status != 503 || answer.RetryAfter <= 0 {
 		t.Errorf("beyond the budget: %v, want 503 with RetryAfter", err)
 	}
 }

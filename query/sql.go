@@ -98,14 +98,14 @@ func (s *statement) types(f *schema.Filter) {
 	if slices.Contains(f.Prefixes, "") || len(f.Types)+len(f.Prefixes) == 0 {
 		return // every type
 	}
-	var any []string
+	var kinds []string
 	if len(f.Types) > 0 {
-		any = append(any, "type IN "+s.bind("Array(String)", f.Types))
+		kinds = append(kinds, "type IN "+s.bind("Array(String)", f.Types))
 	}
 	for _, p := range f.Prefixes {
-		any = append(any, "startsWith(type, "+s.bind("String", p)+")")
+		kinds = append(kinds, "startsWith(type, "+s.bind("String", p)+")")
 	}
-	s.and("(%s)", strings.Join(any, " OR "))
+	s.and("(%s)", strings.Join(kinds, " OR "))
 }
 
 // clampTime keeps a bound within what ts can hold, where every row lies: pruning by

@@ -98,7 +98,7 @@ func (c Config) has(role string) bool { return slices.Contains(c.Roles, role) }
 
 // readFile reads the configuration file over the settings in c. Unknown keys are errors.
 func (c *Config) readFile(path string) error {
-	b, err := os.ReadFile(path) //nolint:gosec // the operator names the file
+	b, err := os.ReadFile(path)
 	if err != nil {
 		return fmt.Errorf("read configuration: %w", err)
 	}

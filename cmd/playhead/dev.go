@@ -175,7 +175,7 @@ func loadDevState(path, key string) (*devState, error) {
 		}
 	}
 	s := &devState{}
-	b, err := os.ReadFile(path) //nolint:gosec // below the data directory
+	b, err := os.ReadFile(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		s.WorkspaceID = "ws_" + strings.ToLower(rand.Text()[:16])

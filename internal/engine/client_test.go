@@ -658,7 +658,9 @@ func TestHangUpCancelsTheQuery(t *testing.T) {
 		go func() { done <- conn.Exec(ctx, query) }()
 		waitForProcess(t, p, "sipHash64")
 		cancel()
-		<-done
+		if err := <-done; err == nil {
+			t.Errorf("%s ended by itself", query)
+		}
 		waitFor(t, "the query to end: "+query, func() bool {
 			return count(t, conn, "system.processes WHERE position(query, concat('sip', 'Hash64')) > 0") == 0
 		})

@@ -106,7 +106,7 @@ func (l *library) connect(args []string) (*session, error) {
 	}
 	argv = append(argv, nil)
 	pin.Pin(&argv[0])
-	owner := l.connectFn(int32(len(argv)-1), unsafe.Pointer(&argv[0])) //nolint:gosec // a dozen arguments
+	owner := l.connectFn(int32(len(argv)-1), unsafe.Pointer(&argv[0]))
 	if owner == nil || *(*unsafe.Pointer)(owner) == nil {
 		return nil, errors.New("engine refused the connection (its own message, if any, is above in this log)")
 	}

@@ -189,7 +189,7 @@ func (p *Process) startChild(life context.Context) (*child, error) {
 	}
 	defer func() { _ = readyRead.Close() }()
 	c := &child{exited: make(chan error, 1), stderr: &tail{to: p.cfg.Stderr}, timeout: p.cfg.StopTimeout}
-	c.cmd = exec.Command(p.cfg.Executable, p.cfg.ChildArgs...) //nolint:gosec // the caller's own binary
+	c.cmd = exec.Command(p.cfg.Executable, p.cfg.ChildArgs...)
 	c.cmd.Env = childEnv(os.Environ())
 	c.cmd.Stdout, c.cmd.Stderr = c.stderr, c.stderr
 	c.cmd.ExtraFiles = []*os.File{p.socket, readyWrite} // listenerFD, readyFD

@@ -52,7 +52,10 @@ func parent(dir string) int {
 
 func TestChildEndsWithAKilledParent(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "engine")
-	startEngine(t, func(c *Config) { c.DataPath = dir }).Close() // skips without a library
+	p := startEngine(t, func(c *Config) { c.DataPath = dir }) // skips without a library
+	if err := p.Close(); err != nil {
+		t.Fatal(err)
+	}
 	parent := exec.Command(os.Args[0], parentArg, dir)
 	parent.Stderr = testLog{t}
 	out, err := parent.StdoutPipe()

@@ -168,8 +168,6 @@ func asError(err error) *Error {
 // requestIDKey is the Locals key of the request id.
 type requestIDKey struct{}
 
-const maxRequestIDLen = 128
-
 // RequestID returns the id of the request, safe to keep.
 func RequestID(c *fiber.Ctx) string {
 	id, _ := c.Locals(requestIDKey{}).(string)

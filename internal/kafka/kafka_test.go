@@ -332,8 +332,8 @@ func TestEmbeddedBrokerKeepsEverything(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	again := start(t, dir, 5) // the topic exists and keeps its 3 partitions
-	defer again.Close()
+	again := start(t, dir, 5)            // the topic exists and keeps its 3 partitions
+	defer func() { _ = again.Close() }() // what counts was checked before
 	l = openLog(t, again.Config())
 	if l.TopicID() != id || l.Partitions() != 3 {
 		t.Errorf("after restart: topic id same %v, %d partitions, want the same and 3", l.TopicID() == id, l.Partitions())

@@ -115,7 +115,7 @@ func (r *reader) fetch(ctx context.Context, offset int64) (records []*kgo.Record
 			return &permanentError{fmt.Errorf("decode: %w", fp.Err)}
 		}
 		if next <= offset && offset < rp.LastStableOffset {
-			return r.stuck(&size, rp)
+			return r.stuck(&size)
 		}
 		records, after = fp.Records, next
 		return nil
@@ -129,7 +129,7 @@ var errPartialBatch = errors.New("answer holds no whole batch")
 // stuck handles an answer that does not lead on though there is more: brokers cut the
 // last batch at the size asked for (KIP-74 promises the first one whole, but old ones
 // and proxies do not keep it), so a larger size may help.
-func (r *reader) stuck(size *int32, rp *kmsg.FetchResponseTopicPartition) error {
+func (r *reader) stuck(size *int32) error {
 	if int64(*size)*2 > maxMaxBatchBytes*2 {
 		return &permanentError{fmt.Errorf("%w in %d bytes", errPartialBatch, *size)}
 	}
