@@ -19,7 +19,6 @@ import (
 	"github.com/playhead-dev/playhead/internal/httpapi"
 	"github.com/playhead-dev/playhead/internal/kafka"
 	"github.com/playhead-dev/playhead/query"
-	"github.com/playhead-dev/playhead/schema"
 	"github.com/playhead-dev/playhead/streamer"
 	"github.com/playhead-dev/playhead/streamer/tape"
 )
@@ -235,12 +234,12 @@ func (n *node) openTapes(ctx context.Context) error {
 	}
 	n.past = &streamer.Past{
 		History: replayHistory{n.history, n.watermarks}, Log: n.log, Epoch: n.control.Epoch(),
-		Placement: schema.Placement{Partitions: n.log.Partitions(), Shards: schema.DefaultShards}, Rule: n.cfg.Streamer.Tape.Rule(),
+		Placement: n.placement, Rule: n.cfg.Streamer.Tape.Rule(),
 	}
 	n.tapes, err = tape.Start(n.cfg.Streamer.Tape, tape.Deps{
 		Kafka: opts, Log: n.log, Past: n.past, Epoch: n.control.Epoch(),
-		Placement: schema.Placement{Partitions: n.log.Partitions(), Shards: schema.DefaultShards},
-		Metrics:   tape.NewMetrics(n.reg), Logger: n.logger,
+		Partitions: n.log.Partitions(), Placement: n.placement,
+		Metrics: tape.NewMetrics(n.reg), Logger: n.logger,
 	})
 	if err != nil {
 		return err
