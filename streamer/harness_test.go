@@ -119,34 +119,33 @@ func (h *fakeHistory) of(workspace, session string, partition uint16, from, to s
 }
 
 func (h *fakeHistory) ReadSession(ctx context.Context, workspace, session string, partition uint16, from, to schema.Position,
-	f *schema.Filter, limit int, emit func(*schema.Event) error,
-) (n int, err error) {
+	f *schema.Filter, emit func(*schema.Event) error,
+) error {
+	n := 0
 	h.reads.Add(1)
 	if to.Offset > h.highest.Load() {
-		return 0, fmt.Errorf("asked up to %d, where no watermark ever was", to.Offset)
+		return fmt.Errorf("asked up to %d, where no watermark ever was", to.Offset)
 	}
 	failAfter := h.failAfter.Load()
 	for _, e := range h.of(workspace, session, partition, from, to) {
 		if h.failing.Load() || failAfter > 0 && int64(n) >= failAfter {
-			return n, errFakeHistory
+			return errFakeHistory
 		}
 		if err := ctx.Err(); err != nil {
-			return n, err
+			return err
 		}
 		if e.Hidden() || !f.Match(e) {
 			continue
 		}
-		if n++; n > limit {
-			return limit, nil
-		}
+		n++
 		if err := emit(e); err != nil {
-			return n, err
+			return err
 		}
 	}
 	if h.failing.Load() {
-		return n, errFakeHistory
+		return errFakeHistory
 	}
-	return n, nil
+	return nil
 }
 
 func (h *fakeHistory) SessionBase(_ context.Context, workspace, session string, to schema.Position) (schema.Session, error) {

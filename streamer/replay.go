@@ -4,9 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math"
 	"time"
 
+	"github.com/playhead-dev/playhead/internal/sessionlog"
 	"github.com/playhead-dev/playhead/schema"
 )
 
@@ -26,10 +26,7 @@ func (s *subscription) replay() {
 	defer func() { <-h.replays }()
 	h.metrics.replaying.Inc()
 	defer h.metrics.replaying.Dec()
-	r := &replayer{sub: s, scan: sessionScan{
-		past: h.past, workspace: s.req.Workspace, session: s.req.Session,
-		partition: s.tape.Partition(), tape: s.tape,
-	}}
+	r := &replayer{sub: s, kafka: h.past.reader(s.req.Workspace, s.req.Session, s.tape.Partition(), s.tape)}
 	for s.ctx.Err() == nil {
 		if s.attach() {
 			s.arrived()
@@ -106,8 +103,8 @@ func (s *subscription) replayFailed(err error) {
 
 // replayer reads the stretches of one replay and sends them.
 type replayer struct {
-	sub  *subscription
-	scan sessionScan
+	sub   *subscription
+	kafka *sessionlog.Reader
 
 	buf    []byte          // frames not yet sent
 	events int             // in buf
@@ -179,8 +176,8 @@ func comparePlace(a, b schema.Position) int {
 func (r *replayer) readHistory(to schema.Position) error {
 	s := r.sub
 	r.begin("clickhouse", s.pos)
-	_, err := s.hub.past.History.ReadSession(s.ctx, s.req.Workspace, s.req.Session, s.tape.Partition(),
-		s.pos, to, &s.req.Filter, math.MaxInt, r.add)
+	err := s.hub.past.History.ReadSession(s.ctx, s.req.Workspace, s.req.Session, s.tape.Partition(),
+		s.pos, to, &s.req.Filter, r.add)
 	if err != nil {
 		return fmt.Errorf("replay from history: %w", err)
 	}
@@ -223,7 +220,7 @@ func (r *replayer) readKafka() error {
 		r.buf = fmt.Appendf(r.buf, "event: playhead.gap\ndata: {\"from\":%q,\"to\":%q,\"reason\":\"expired\"}\n\n", gap, end)
 		r.next.Offset = start
 	}
-	next, err := r.scan.read(s.ctx, r.next.Offset, s.tape.Start(), func(e *schema.Event) error {
+	next, err := r.kafka.Read(s.ctx, r.next.Offset, s.tape.Start(), func(e *schema.Event) error {
 		if !s.wants(e) {
 			return nil
 		}

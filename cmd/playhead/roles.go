@@ -224,10 +224,11 @@ type replayHistory struct {
 }
 
 func (h replayHistory) ReadSession(ctx context.Context, workspace, session string, partition uint16,
-	from, to schema.Position, f *schema.Filter, limit int, emit func(*schema.Event) error,
-) (int, error) {
+	from, to schema.Position, f *schema.Filter, emit func(*schema.Event) error,
+) error {
 	ref := query.SessionRef{Workspace: workspace, Session: session, Partition: partition}
-	return h.history.ReadSession(ctx, ref, from, to, f, limit, false, emit)
+	_, err := h.history.ReadSession(ctx, ref, from, to, f, query.Unlimited, false, emit)
+	return err
 }
 
 func (h replayHistory) SessionBase(ctx context.Context, workspace, session string, to schema.Position) (schema.Session, error) {

@@ -1,0 +1,167 @@
+// Package sessionlog reads one session's events out of its Kafka partition, without
+// repeats: what lies between ClickHouse and the tape, and all of the log while
+// ClickHouse is away. Streams and pages both read it so.
+package sessionlog
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/playhead-dev/playhead/schema"
+)
+
+// ErrForgotten reports an event of which nobody can tell whether it repeats an earlier
+// one: Kafka no longer holds what it may repeat.
+var ErrForgotten = errors.New("the log no longer holds what the event may repeat")
+
+// Log reads the events topic. *kafka.Log is one.
+type Log interface {
+	// Bounds returns the log start offset and the last stable offset.
+	Bounds(ctx context.Context, partition uint16) (start, end int64, err error)
+	// OffsetForTime returns the first offset whose record was appended at ms (Unix) or
+	// later, or the end of the partition.
+	OffsetForTime(ctx context.Context, partition uint16, ms int64) (int64, error)
+	// Read calls fn for the records of [from, to) in offset order, read committed, and
+	// returns the next offset to read.
+	Read(ctx context.Context, partition uint16, from, to int64, fn func(*kgo.Record) error) (next int64, err error)
+}
+
+// Judge knows of recent events whether they repeat an earlier one. A tape is one.
+type Judge interface {
+	// Repeats reports whether e repeats an earlier record; known is false if the judge has
+	// not seen enough of the log before e.
+	Repeats(e *schema.Event) (repeats, known bool)
+}
+
+// Reader reads one session's events. It keeps the dedupe window between reads that
+// follow each other. It is not safe for concurrent use.
+type Reader struct {
+	Log       Log
+	Rule      schema.DedupeRule
+	Workspace string
+	Session   string
+	Epoch     uint8
+	Partition uint16
+
+	// Judge is asked first; nil if there is none.
+	Judge Judge
+	// Spend is told of every record read, of other sessions and for warming up as well,
+	// and of its value's bytes; its error ends the reading. nil sets no bound.
+	Spend func(bytes int) error
+	// Strict answers ErrForgotten where repeats cannot be told; otherwise what the log
+	// still holds decides.
+	Strict bool
+
+	window *schema.Window // judges what Judge cannot; nil until it is needed, then fed every event
+	seenTo int64          // where the last read ended
+}
+
+// Read calls emit for the session's events of [from, to) in offset order, hidden ones
+// included, without repeats. It returns the offset to go on from: after an error of emit,
+// which it returns as it is, that behind the event emit was given.
+func (r *Reader) Read(ctx context.Context, from, to int64, emit func(*schema.Event) error) (next int64, err error) {
+	if from >= to {
+		return from, nil
+	}
+	if r.seenTo != from {
+		r.window = nil // it would have a hole
+	}
+	next = from
+	err = r.each(ctx, from, to, func(offset int64, e *schema.Event) error {
+		next = offset + 1
+		if e == nil {
+			return nil
+		}
+		repeats, err := r.repeats(ctx, e)
+		if err != nil || repeats {
+			return err
+		}
+		return emit(e)
+	})
+	if err == nil {
+		next = to
+	}
+	r.seenTo = next
+	return next, err
+}
+
+// each calls fn with every record of [from, to); e is nil for those that are not the
+// session's.
+func (r *Reader) each(ctx context.Context, from, to int64, fn func(offset int64, e *schema.Event) error) error {
+	_, err := r.Log.Read(ctx, r.Partition, from, to, func(record *kgo.Record) error {
+		if r.Spend != nil {
+			if err := r.Spend(len(record.Value)); err != nil {
+				return err
+			}
+		}
+		return fn(record.Offset, r.decode(record))
+	})
+	return err
+}
+
+// decode returns the record's event if it is one of the session's. Poison and misplaced
+// records are the materialiser's to report.
+func (r *Reader) decode(record *kgo.Record) *schema.Event {
+	if record.Attrs.IsControl() || !schema.HasSubject(record.Headers, r.Session) {
+		return nil
+	}
+	e, err := schema.DecodeRecord(schema.EventID{
+		Position: schema.Position{Epoch: r.Epoch, Partition: r.Partition, Offset: record.Offset},
+		TimeMs:   max(record.Timestamp.UnixMilli(), 0),
+	}, record.Headers, record.Value)
+	if err != nil || e.Workspace != r.Workspace || e.Session != r.Session {
+		return nil
+	}
+	return e
+}
+
+// repeats reports whether e repeats an earlier event. The judge mostly knows. Where it
+// does not, a window of our own does, which then sees every further event.
+func (r *Reader) repeats(ctx context.Context, e *schema.Event) (bool, error) {
+	if e.MessageID == "" {
+		return false, nil
+	}
+	if r.window == nil {
+		if r.Judge != nil {
+			if repeats, known := r.Judge.Repeats(e); known {
+				return repeats, nil
+			}
+		}
+		if err := r.warmUp(ctx, e); err != nil {
+			return false, err
+		}
+	}
+	_, repeats := r.window.Observe(e)
+	return repeats, nil
+}
+
+// warmUp begins the window with all that e, and any event after it, may repeat.
+func (r *Reader) warmUp(ctx context.Context, e *schema.Event) error {
+	start, _, err := r.Log.Bounds(ctx, r.Partition)
+	if err != nil {
+		return fmt.Errorf("warm up dedupe window: %w", err)
+	}
+	byTime, err := r.Log.OffsetForTime(ctx, r.Partition, max(0, e.ID.TimeMs-r.Rule.WarmUpAge().Milliseconds()))
+	if err != nil {
+		return fmt.Errorf("warm up dedupe window: %w", err)
+	}
+	from := max(e.ID.Offset-r.Rule.Offsets, byTime, 0)
+	if r.Strict && start > 0 && from <= start {
+		return fmt.Errorf("%w: %s", ErrForgotten, e.ID)
+	}
+	window := schema.NewWindow(r.Rule)
+	err = r.each(ctx, max(from, start), e.ID.Offset, func(_ int64, e *schema.Event) error {
+		if e != nil {
+			window.Observe(e)
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("warm up dedupe window: %w", err)
+	}
+	r.window = window
+	return nil
+}
