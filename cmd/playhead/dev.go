@@ -133,7 +133,7 @@ func startParts(ctx context.Context, dataDir, dsn, library string, logger *slog.
 				ChildArgs: []string{"engine"}, Log: logger,
 			})
 			if errors.Is(err, engine.ErrLibraryNotFound) {
-				err = fmt.Errorf("%w\n(or name a ClickHouse server: --clickhouse-dsn clickhouse://host:9000/database)", err)
+				err = fmt.Errorf("%w (--clickhouse-dsn clickhouse://host:9000/database)", err)
 			}
 			return err
 		})

@@ -69,7 +69,7 @@ func Codes() []CodeDoc {
 		{"event_too_large", 413, "one event is larger than allowed"},
 		{"too_many_events", 413, "the batch holds more events than allowed"},
 		{CodeUnsupportedMedia, 415, "the Content-Type or Content-Encoding is not one we read"},
-		{"scan_too_large", 422, "the page would read too much; details has the estimate and a narrower range"},
+		{"scan_too_large", 422, "the page would read too much; narrow it by startTime and endTime"},
 		{"upgrade_required", 426, "the path speaks WebSocket"},
 		{CodeRateLimited, 429, "too many requests; see Retry-After"},
 		{"stream_limit_exceeded", 429, "too many open streams for the key or the workspace"},
