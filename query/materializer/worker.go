@@ -109,10 +109,11 @@ func (w *worker) life() error {
 	if err := w.load(); err != nil {
 		return err
 	}
-	if err := w.warmUp(&w.judge, w.state.next); err != nil {
-		return err
-	}
+	w.judge.window = nil // warmed up by the first record to judge: a quiet partition never reads back
 	if !w.state.intent.IsZero() {
+		if err := w.warmUp(&w.judge, w.state.next); err != nil {
+			return err
+		}
 		if err := w.recover(); err != nil {
 			return err
 		}
@@ -149,6 +150,11 @@ func (w *worker) gather(t *tail) error {
 	l := w.limits()
 	var born time.Time
 	for w.soft.Err() == nil {
+		if len(w.pending) > 0 && w.judge.window == nil {
+			if err := w.warmUp(&w.judge, w.pending[0].Offset); err != nil {
+				return err
+			}
+		}
 		if !w.fill(l) || w.batch.full(l) {
 			return nil
 		}
