@@ -513,7 +513,13 @@ func TestDedupeHistoryFindsRepeatsOfAnyAge(t *testing.T) {
 	r := newRig(t, func(c *rigConfig) { c.history = h })
 	// The session exists, and the rig's rule reaches back to nothing: its past may hold
 	// anything.
-	r.appended(200, call{path: "/v1/sessions/a/events", body: event("")})
+	begun, err := schema.ParseEventID(r.appended(200, call{path: "/v1/sessions/a/events", body: event("")}).Results[0].ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.tails.Open(t.Context(), begun.Partition); err != nil { // waits for the tail
+		t.Fatal(err)
+	}
 	body := list(event(`"session_id":"a","message_id":"m1","t_ms":4`), event(`"session_id":"a","message_id":"m2"`), event(`"session_id":"a"`))
 	a := r.appended(200, call{path: "/v1/events?dedupe=history", body: body})
 	if a.Results[0].ID != old.String() || !a.Results[0].Duplicate || a.Accepted != 2 {

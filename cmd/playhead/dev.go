@@ -101,6 +101,9 @@ func runDev(ctx context.Context, args []string, env func(string) string, stdout,
 	if err := n.ensureWorkspace(ctx, workspace, state.Key); err != nil {
 		return n.stopAfter(err)
 	}
+	if err := n.listen(ctx); err != nil {
+		return n.stopAfter(err)
+	}
 	state.URL = "http://" + n.addr()
 	state.Kafka, state.ClickHouse = parts.broker.Addr(), parts.dsn
 	if err := state.save(filepath.Join(dataDir, devStateFile)); err != nil {

@@ -67,8 +67,8 @@ type step struct {
 // stepTimeout bounds each step of stopping.
 const stepTimeout = 10 * time.Second
 
-// startNode starts the configured roles and listens. On an error everything that had
-// been started is stopped again.
+// startNode starts the configured roles; listen opens their door. On an error everything
+// that had been started is stopped again.
 func startNode(ctx context.Context, cfg Config, logger *slog.Logger) (*node, error) {
 	n := &node{
 		cfg: cfg, logger: logger, failed: make(chan error, 1),
@@ -249,9 +249,9 @@ func (n *node) openTapes(ctx context.Context) error {
 	return nil
 }
 
-// openHTTP builds the roles that answer requests, and listens. Stopping runs the other
-// way: stop listening, end streams, flush the producer.
-func (n *node) openHTTP(ctx context.Context) error {
+// openHTTP builds the roles that answer requests. Stopping runs the other way: stop
+// listening, end streams, flush the producer.
+func (n *node) openHTTP(context.Context) error {
 	httpCfg := n.cfg.HTTP
 	httpCfg.Registerer = n.reg
 	httpCfg.Stopping = n.stopping.Load
@@ -269,6 +269,12 @@ func (n *node) openHTTP(ctx context.Context) error {
 			return err
 		}
 	}
+	return nil
+}
+
+// listen begins to answer requests. It is the last step of a start: whoever reaches the
+// node finds its keys.
+func (n *node) listen(ctx context.Context) error {
 	var err error
 	if n.listener, err = (&net.ListenConfig{}).Listen(ctx, "tcp", n.cfg.HTTP.Listen); err != nil {
 		return fmt.Errorf("listen: %w", err)

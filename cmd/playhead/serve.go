@@ -49,6 +49,9 @@ func runServe(ctx context.Context, args []string, env func(string) string, stder
 			return n.stopAfter(err)
 		}
 	}
+	if err := n.listen(ctx); err != nil {
+		return n.stopAfter(err)
+	}
 	return n.run(ctx)
 }
 

@@ -204,8 +204,8 @@ func (s *Store) Key(workspace, id string) (Key, bool) {
 	return k.Key, ok && k.Workspace == workspace
 }
 
-// Watch calls fn with every change folded from now on, in order, on the store's own
-// goroutine: fn must not block, nor write to the store. stop ends it; a call under way
+// Watch calls fn with every change folded from now on, and perhaps with some folded just
+// before, in order, on the store's own goroutine: fn must not block, nor write to the store. stop ends it; a call under way
 // may end after stop returned.
 func (s *Store) Watch(fn func(Change)) (stop func()) {
 	s.mu.Lock()
