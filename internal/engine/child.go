@@ -29,6 +29,7 @@ type ChildConfig struct {
 	MaxQueued         int
 	MaxMemoryBytes    int64
 	BackgroundThreads int
+	LogLevel          slog.Level // of what ChildMain logs, to standard error
 
 	// Listener serves the HTTP protocol; RunChild closes it. Nil: RunChild listens on Addr.
 	Listener net.Listener `json:"-"`
@@ -83,11 +84,11 @@ func ChildMain(ctx context.Context) error {
 		_ = json.NewEncoder(ready).Encode(readyMessage{version, addr}) // a parent that is gone shows on standard input
 		_ = ready.Close()
 	}
-	cfg.Log = slog.New(slog.NewTextHandler(os.Stderr, nil))
+	cfg.Log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: cfg.LogLevel}))
 	return RunChild(ctx, cfg)
 }
 
-var errParentGone = errors.New("the parent process is gone")
+var errParentGone = errors.New("the parent has stopped it, or is gone")
 
 // RunChild loads the engine, opens the data path, and answers ClickHouse's HTTP protocol until ctx ends.
 // It returns nil after a clean stop: statements that still run after a grace of 3 s are cancelled.

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/url"
 	"os"
@@ -179,6 +180,7 @@ func (p *Process) startChild(life context.Context) (*child, error) {
 		LibraryPath: p.cfg.LibraryPath, DataPath: p.cfg.DataPath, Database: p.cfg.Database, Password: p.cfg.Password,
 		MaxConcurrent: p.cfg.MaxConcurrent, MaxQueued: p.cfg.MaxQueued,
 		MaxMemoryBytes: p.cfg.MaxMemoryBytes, BackgroundThreads: p.cfg.BackgroundThreads,
+		LogLevel: levelOf(p.cfg.Log),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("engine configuration: %w", err)
@@ -309,4 +311,14 @@ func (t *tail) sentinel() error {
 		return ErrDataPathInUse
 	}
 	return nil
+}
+
+// levelOf returns the lowest level that log takes.
+func levelOf(log *slog.Logger) slog.Level {
+	for _, level := range []slog.Level{slog.LevelDebug, slog.LevelInfo, slog.LevelWarn} {
+		if log.Enabled(context.Background(), level) {
+			return level
+		}
+	}
+	return slog.LevelError
 }
