@@ -273,6 +273,20 @@ func (s *server) append(session, body string) appended {
 	return a
 }
 
+// idsOf returns the event ids in an append's answer.
+func idsOf(t *testing.T, answer []byte) []string {
+	t.Helper()
+	var a appended
+	if err := json.Unmarshal(answer, &a); err != nil {
+		t.Fatalf("%v in %s", err, answer)
+	}
+	var out []string
+	for _, r := range a.Results {
+		out = append(out, r.ID)
+	}
+	return out
+}
+
 // page is one history page.
 type page struct {
 	Data []struct {
