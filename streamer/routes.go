@@ -70,7 +70,7 @@ func (h *Hub) streamSession(c *fiber.Ctx, view *View) error {
 	if req.From, err = begin.position(t, &req.Filter, end); err != nil {
 		return err
 	}
-	if req.CloseAtEnd && state.Ended() && req.From.Epoch == t.Epoch() && req.From.Offset > state.EndedAt {
+	if req.CloseAtEnd && state.Ended() && req.From.Epoch == t.Epoch() && req.From.Offset > lastOffset(state, t.Epoch()) {
 		// Nothing is left and nothing will come. 204 tells an EventSource not to come back
 		// (HTML standard, 9.2.3).
 		return c.SendStatus(http.StatusNoContent)
@@ -104,6 +104,15 @@ func (h *Hub) streamSession(c *fiber.Ctx, view *View) error {
 		h.Adopt(nc, head, t, req)
 	})
 	return nil
+}
+
+// lastOffset is the offset of an ended session's last event. It lies before the end's own
+// record, which clients never see, or behind it if the event came late.
+func lastOffset(state schema.Session, epoch uint8) int64 {
+	if state.Last.Epoch == epoch {
+		return state.Last.Offset
+	}
+	return state.EndedAt
 }
 
 // streamHead is the response before the first frame. Without a length and without

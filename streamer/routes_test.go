@@ -343,6 +343,29 @@ func TestCloseAtEnd(t *testing.T) {
 	over.close()
 	f("of an ended session from the start", e.stream("?close=end&from=start"), e.want("s", -1))
 
+	all := e.want("s", -1)
+	for _, tt := range []struct {
+		after string
+		want  int
+	}{
+		{all[len(all)-2], 200}, // the late event is still to come
+		{all[len(all)-1], 204},
+	} {
+		back, err := e.dial("/v1/sessions/s/events/stream?close=end&last_event_id="+tt.after, "reader")
+		if err != nil || back.status != tt.want {
+			t.Errorf("back after %s of an ended session: %v, %v; want %d", tt.after, back, err, tt.want)
+		}
+		back.close()
+	}
+
+	e.produce(newEvent("ended", "only", ""), newEvent("ended", schema.TypeSessionEnded, ""))
+	only := e.want("ended", -1)
+	back, err := e.dial("/v1/sessions/ended/events/stream?close=end&last_event_id="+only[0], "reader")
+	if err != nil || back.status != 204 {
+		t.Errorf("back after the last event of an ended session: %v, %v; want 204", back, err)
+	}
+	back.close()
+
 	// The tape forgets the session: it must still be known to have ended.
 	stays.close()
 	eventually(t, "all streams are gone", func() bool { return e.streams() == 0 })

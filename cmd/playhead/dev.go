@@ -25,7 +25,11 @@ import (
 const (
 	defaultDataDir = "playhead-data"
 	devStateFile   = "dev.json"
+	kafkaDir       = "kafka"
+	clickhouseDir  = "clickhouse"
 	devPartitions  = 8
+
+	devWorkspaceName = "dev"
 )
 
 // devState is what playhead dev keeps from one start to the next, and what playhead
@@ -40,6 +44,8 @@ type devState struct {
 	// (integration/bench). The DSN holds a password of this start.
 	Kafka      string `json:"kafka,omitempty"`
 	ClickHouse string `json:"clickhouse_dsn,omitempty"`
+
+	fresh bool // there was no file
 }
 
 // runDev runs everything in this process and one child, in a data directory.
@@ -71,6 +77,9 @@ func runDev(ctx context.Context, args []string, env func(string) string, stdout,
 	if err := os.MkdirAll(dataDir, 0o700); err != nil {
 		return fmt.Errorf("data directory: %w", err)
 	}
+	if err := checkParts(dataDir); err != nil {
+		return err
+	}
 	state, err := loadDevState(filepath.Join(dataDir, devStateFile), key)
 	if err != nil {
 		return err
@@ -94,7 +103,10 @@ func runDev(ctx context.Context, args []string, env func(string) string, stdout,
 	if parts.engine != nil {
 		n.health.Add("engine", parts.engineReady)
 	}
-	workspace := control.Workspace{ID: state.WorkspaceID, Name: "dev", Plan: control.PlanPro, Limits: control.Unlimited()}
+	if state.fresh {
+		state.WorkspaceID = workspaceToAdopt(n.control.Workspaces(), state.WorkspaceID)
+	}
+	workspace := control.Workspace{ID: state.WorkspaceID, Name: devWorkspaceName, Plan: control.PlanPro, Limits: control.Unlimited()}
 	if limits == "default" {
 		workspace.Limits = control.DefaultLimits()
 	}
@@ -113,6 +125,41 @@ func runDev(ctx context.Context, args []string, env func(string) string, stdout,
 	return n.run(ctx)
 }
 
+// workspaceToAdopt returns the workspace of a start without dev.json: the one that an
+// earlier start made in this log, or else otherwise. The file was lost, the events were not.
+func workspaceToAdopt(all []control.Workspace, otherwise string) string {
+	for _, w := range all {
+		if w.Name == devWorkspaceName {
+			return w.ID
+		}
+	}
+	return otherwise
+}
+
+// checkParts refuses a data directory whose log is gone while its history is not. A new
+// log would begin at offset 0 again, in the epoch of the old one: old rows and new events
+// would share positions. The other way round is no harm: history is made anew from the log.
+func checkParts(dataDir string) error {
+	log, err := holdsFiles(filepath.Join(dataDir, kafkaDir))
+	if err != nil || log {
+		return err
+	}
+	history, err := holdsFiles(filepath.Join(dataDir, clickhouseDir))
+	if err != nil || !history {
+		return err
+	}
+	return fmt.Errorf("%s holds history, but its log in %s is gone; put that back, or remove %[1]s as well to begin anew",
+		filepath.Join(dataDir, clickhouseDir), filepath.Join(dataDir, kafkaDir))
+}
+
+func holdsFiles(dir string) (bool, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return false, fmt.Errorf("data directory: %w", err)
+	}
+	return len(entries) > 0, nil
+}
+
 // parts are the embedded Kafka and ClickHouse.
 type parts struct {
 	broker *kafka.Embedded
@@ -126,13 +173,13 @@ func startParts(ctx context.Context, dataDir, dsn, library string, logger *slog.
 	p := &parts{dsn: dsn}
 	var group errgroup.Group
 	group.Go(func() (err error) {
-		p.broker, err = kafka.StartEmbedded(filepath.Join(dataDir, "kafka"), "127.0.0.1:0", devPartitions, logger)
+		p.broker, err = kafka.StartEmbedded(filepath.Join(dataDir, kafkaDir), "127.0.0.1:0", devPartitions, logger)
 		return err
 	})
 	if dsn == "" {
 		group.Go(func() (err error) {
 			p.engine, err = engine.Start(ctx, engine.Config{
-				DataPath: filepath.Join(dataDir, "clickhouse"), LibraryPath: library,
+				DataPath: filepath.Join(dataDir, clickhouseDir), LibraryPath: library,
 				ChildArgs: []string{"engine"}, Log: logger,
 			})
 			if errors.Is(err, engine.ErrLibraryNotFound) {
@@ -181,12 +228,13 @@ func loadDevState(path, key string) (*devState, error) {
 	b, err := os.ReadFile(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
+		s.fresh = true
 		s.WorkspaceID = "ws_" + strings.ToLower(rand.Text()[:16])
 	case err != nil:
 		return nil, fmt.Errorf("read the state of the last start: %w", err)
 	default:
 		if err := json.Unmarshal(b, s); err != nil {
-			return nil, fmt.Errorf("%s: %w", path, err)
+			return nil, fmt.Errorf("%s is damaged (%w); repair it, or remove it: the next start makes a new key for the same workspace", path, err)
 		}
 		s.Kafka, s.ClickHouse = "", "" // of the last start
 	}

@@ -1,0 +1,74 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/playhead-dev/playhead/internal/control"
+)
+
+func TestCheckParts(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		holds   []string
+		refused bool
+	}{
+		{"first start", nil, false},
+		{"both", []string{"kafka/topics.json", "clickhouse/engine.lock"}, false},
+		{"only the log", []string{"kafka/topics.json"}, false},
+		{"only history", []string{"clickhouse/engine.lock"}, true},
+		{"history and an empty directory for the log", []string{"kafka/", "clickhouse/engine.lock"}, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			dataDir := t.TempDir()
+			for _, path := range tt.holds {
+				dir, file := filepath.Split(path)
+				if err := os.MkdirAll(filepath.Join(dataDir, dir), 0o700); err != nil {
+					t.Fatal(err)
+				}
+				if file == "" {
+					continue
+				}
+				if err := os.WriteFile(filepath.Join(dataDir, path), []byte("x"), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			err := checkParts(dataDir)
+			if (err != nil) != tt.refused {
+				t.Fatalf("checkParts = %v, want refused %t", err, tt.refused)
+			}
+		})
+	}
+}
+
+// A dev that starts must not make a new log beside old history.
+func TestDevRefusesHistoryWithoutLog(t *testing.T) {
+	dataDir := t.TempDir()
+	if err := os.Mkdir(filepath.Join(dataDir, clickhouseDir), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dataDir, clickhouseDir, "engine.lock"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var stdout, stderr strings.Builder
+	err := runDev(t.Context(), []string{"--data-dir", dataDir, "--listen", "127.0.0.1:0"},
+		func(string) string { return "" }, &stdout, &stderr)
+	if err == nil || !strings.Contains(err.Error(), "its log in") {
+		t.Fatalf("dev = %v, want a refusal that names the missing log", err)
+	}
+	if _, err := os.Stat(filepath.Join(dataDir, kafkaDir)); err == nil {
+		t.Error("dev made a new log all the same")
+	}
+}
+
+func TestLostStateFileAdoptsTheWorkspace(t *testing.T) {
+	old := []control.Workspace{{ID: "ws_other", Name: "other"}, {ID: "ws_old", Name: devWorkspaceName}}
+	if got := workspaceToAdopt(old, "ws_new"); got != "ws_old" {
+		t.Errorf("with an earlier workspace: %s, want ws_old", got)
+	}
+	if got := workspaceToAdopt(old[:1], "ws_new"); got != "ws_new" {
+		t.Errorf("without one: %s, want ws_new", got)
+	}
+}
