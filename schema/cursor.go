@@ -52,15 +52,38 @@ func (c Cursor) String() string {
 	if c.IsZero() {
 		return ""
 	}
-	b := c.ID.AppendText(make([]byte, 0, eventIDLen+16+len(c.Others)*8))
-	if len(c.Others) > 0 {
-		b = append(b, '~')
-		b = base64.RawURLEncoding.AppendEncode(b, packOffsets(c.Others))
-	}
+	b := AppendOthers(c.ID.AppendText(make([]byte, 0, eventIDLen+16+len(c.Others)*8)), c.Others)
 	if c.Filter != 0 {
 		b = fmt.Appendf(b, ".%08x", c.Filter)
 	}
 	return string(b)
+}
+
+// AppendOthers appends the part of a cursor's text that stands for Others, which are sorted
+// by partition: what has to follow the event id. It appends nothing if there are none.
+func AppendOthers(dst []byte, others []NextOffset) []byte {
+	if len(others) == 0 {
+		return dst
+	}
+	dst = append(dst, '~')
+	return base64.RawURLEncoding.AppendEncode(dst, packOffsets(others))
+}
+
+// CursorAt returns the cursor from which reading goes on at the given next offsets, sorted
+// by partition, of one epoch. Its id is that of a record just read, at timeMs; if no
+// partition has one, that of no record, in a partition that is none of them.
+func CursorAt(epoch uint8, next []NextOffset, timeMs int64) Cursor {
+	for i, n := range next {
+		if n.Offset > 0 {
+			id := EventID{Position: Position{Epoch: epoch, Partition: n.Partition, Offset: n.Offset - 1}, TimeMs: timeMs}
+			return Cursor{ID: id, Others: slices.Concat(next[:i], next[i+1:])}
+		}
+	}
+	free := uint16(MaxPartition)
+	for slices.ContainsFunc(next, func(n NextOffset) bool { return n.Partition == free }) {
+		free--
+	}
+	return Cursor{ID: EventID{Position: Position{Epoch: epoch, Partition: free}, TimeMs: timeMs}, Others: slices.Clone(next)}
 }
 
 // packOffsets writes (partition delta, offset) pairs as uvarints.

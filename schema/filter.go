@@ -110,7 +110,12 @@ func ParseFilter(q url.Values) (Filter, error) {
 	return f, nil
 }
 
+// addType adds a name, a code or a prefix.
 func (f *Filter) addType(param, t string) error {
+	t, err := ResolveType(t)
+	if err != nil {
+		return paramErrorf(param, "%v", err)
+	}
 	if t == "*" {
 		f.Prefixes = append(f.Prefixes, "")
 		return nil
@@ -268,22 +273,51 @@ func (f *Filter) matchMetadata(m map[string]string) bool {
 	return true
 }
 
+// Key returns a text that is the same for filters that take the same, and for no others.
+// The zero Filter's is "".
+func (f *Filter) Key() string {
+	if f.IsZero() {
+		return ""
+	}
+	return f.text()
+}
+
+// text writes the filter out in one way.
+func (f *Filter) text() string {
+	b := fmt.Appendf(nil, "%q %q %s %s %s %q %s %s", f.Types, f.Prefixes, optional(f.ConfidenceGTE),
+		optional(f.FromTMs), optional(f.ToTMs), f.FrameID, optional(f.SinceMs), optional(f.UntilMs))
+	for _, k := range slices.Sorted(maps.Keys(f.Metadata)) {
+		b = fmt.Appendf(b, " %q=%q", k, f.Metadata[k])
+	}
+	return string(b)
+}
+
 // Tag returns a number that tells filters apart, to bind a page's cursor to its
 // filters and order. It is never 0. The same filter has the same tag on every node.
 func (f *Filter) Tag(descending bool) uint32 {
 	h := fnv.New32a()
-	fmt.Fprintf(h, "%q %q %s %s %s %q %s %s", f.Types, f.Prefixes, optional(f.ConfidenceGTE),
-		optional(f.FromTMs), optional(f.ToTMs), f.FrameID, optional(f.SinceMs), optional(f.UntilMs))
-	for _, k := range slices.Sorted(maps.Keys(f.Metadata)) {
-		fmt.Fprintf(h, " %q=%q", k, f.Metadata[k])
-	}
+	h.Write([]byte(f.text()))
 	if descending {
-		fmt.Fprint(h, " desc")
+		h.Write([]byte(" desc"))
 	}
 	if tag := h.Sum32(); tag != 0 {
 		return tag
 	}
 	return 1
+}
+
+// Only narrows f to the given types, sorted: of those it took before.
+func (f *Filter) Only(types ...string) {
+	taken := make([]string, 0, len(types))
+	for _, t := range types {
+		if f.matchType(t) {
+			taken = append(taken, t)
+		}
+	}
+	if len(taken) == 0 {
+		taken = append(taken, "") // no event has it
+	}
+	f.Types, f.Prefixes = taken, nil
 }
 
 func optional[T any](v *T) string {

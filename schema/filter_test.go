@@ -61,7 +61,7 @@ func TestParseFilterRejects(t *testing.T) {
 		keys = append(keys, fmt.Sprintf("filters[k%d]=v", i))
 	}
 	for _, c := range []struct{ query, param string }{
-		{"type=", "type"}, {"events=a,,b", "events"}, {"type=1", "type"}, {"type=a**", "type"}, {"type=a*b", "type"}, {"type=.*", "type"},
+		{"type=", "type"}, {"events=a,,b", "events"}, {"type=0", "type"}, {"type=a**", "type"}, {"type=a*b", "type"}, {"type=.*", "type"},
 		{"type=" + strings.Join(types, ","), "type"},
 		{"confidence_gte=2", "confidence_gte"}, {"confidence_gte=NaN", "confidence_gte"}, {"confidence_gte=", "confidence_gte"},
 		{"confidence_gte=0&confidence.gte=0", "confidence.gte"}, {"confidence_gte=0&confidence_gte=0", "confidence_gte"},

@@ -317,9 +317,25 @@ func HasSubject[H ~struct {
 	Key   string
 	Value []byte
 }](headers []H, session string) bool {
+	return hasHeader(headers, headerSubject, session)
+}
+
+// HasWorkspace reports whether a record's headers name the workspace, without decoding the
+// record.
+func HasWorkspace[H ~struct {
+	Key   string
+	Value []byte
+}](headers []H, workspace string) bool {
+	return hasHeader(headers, headerWorkspace, workspace)
+}
+
+func hasHeader[H ~struct {
+	Key   string
+	Value []byte
+}](headers []H, key, value string) bool {
 	for i := range headers {
-		if h := Header(headers[i]); strings.EqualFold(h.Key, headerSubject) {
-			return string(h.Value) == session
+		if h := Header(headers[i]); h.Key == key || strings.EqualFold(h.Key, key) {
+			return string(h.Value) == value
 		}
 	}
 	return false

@@ -5,5 +5,6 @@ const (
 	TopicEvents       = "playhead.events"
 	TopicControl      = "playhead.control"
 	TopicDeadLetters  = "playhead.dead_letters"
+	TopicPresence     = "playhead.presence"
 	GroupMaterializer = "playhead.materializer"
 )
