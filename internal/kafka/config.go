@@ -1,6 +1,7 @@
 package kafka
 
 import (
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -82,6 +83,9 @@ type Config struct {
 	// RetryTimeout is how long calls of a Log retry a broker that is gone or moved before
 	// they give up. Default 15 s, 1 s to 10 min.
 	RetryTimeout time.Duration `yaml:"retry_timeout"`
+
+	// dial replaces the network's: Embedded sets it, for clients in its own process.
+	dial func(ctx context.Context, network, host string) (net.Conn, error)
 }
 
 // TLSConfig encrypts connections to the brokers.
@@ -182,12 +186,16 @@ func (s SASLConfig) problems() (errs []error) {
 	return errs
 }
 
-// Options returns what every client of ours needs: seed brokers, client id, TLS and
-// SASL. It reads the files that the settings name.
+// Options returns what every client of ours needs: seed brokers, client id, TLS, SASL,
+// and the way to an embedded broker. It reads the files that the settings name.
 func (c Config) Options() ([]kgo.Opt, error) {
-	opts := []kgo.Opt{kgo.SeedBrokers(c.Brokers...)}
+	// Client metrics (KIP-714) keep megabytes of compression buffers alive in every client.
+	opts := []kgo.Opt{kgo.SeedBrokers(c.Brokers...), kgo.DisableClientMetrics()}
 	if c.ClientID != "" {
 		opts = append(opts, kgo.ClientID(c.ClientID))
+	}
+	if c.dial != nil {
+		opts = append(opts, kgo.Dialer(c.dial))
 	}
 	if c.TLS.Enabled {
 		t, err := c.TLS.load()

@@ -26,6 +26,8 @@ var ErrDirInUse = errors.New("kafka: data directory is in use by another process
 type Embedded struct {
 	cluster *kfake.Cluster
 	lock    *os.File
+	door    *doorway
+	disk    *durability // nil if the broker syncs by itself
 	addr    string
 	parts   int
 }
@@ -47,32 +49,50 @@ func StartEmbedded(dir, listen string, partitions int, log *slog.Logger) (*Embed
 	if err != nil {
 		return nil, fmt.Errorf("embedded kafka: %w", err)
 	}
-	cluster, err := kfake.NewCluster(
+	var door *doorway
+	opts := []kfake.Opt{
 		kfake.Ports(int(port)),
-		kfake.ListenFn(func(network, _ string) (net.Listener, error) {
-			return net.Listen(network, net.JoinHostPort(host, portText))
-		}),
 		kfake.ClusterID(embeddedClusterID),
 		kfake.DataDir(dir),
-		kfake.SyncWrites(),
 		kfake.DefaultNumPartitions(partitions),
 		kfake.WithLogger(embeddedLogger{log}),
-	)
+	}
+	disk, err := newDurability(dir, log)
 	if err != nil {
+		log.Info("embedded kafka syncs each batch by itself", "error", err)
+		opts = append(opts, kfake.SyncWrites())
+	}
+	cluster, err := kfake.NewCluster(append(opts, kfake.ListenFn(func(network, _ string) (net.Listener, error) {
+		tcp, err := net.Listen(network, net.JoinHostPort(host, portText))
+		if err != nil {
+			return nil, err
+		}
+		door = openDoorway(tcp)
+		if disk == nil {
+			return door, nil
+		}
+		return durableListener{door, disk}, nil
+	}))...)
+	if err != nil {
+		if disk != nil {
+			err = errors.Join(err, disk.close())
+		}
 		return nil, errors.Join(fmt.Errorf("embedded kafka in %s: %w", dir, err), lock.Close())
 	}
-	return &Embedded{cluster: cluster, lock: lock, addr: cluster.ListenAddrs()[0], parts: partitions}, nil
+	return &Embedded{cluster: cluster, lock: lock, door: door, disk: disk, addr: cluster.ListenAddrs()[0], parts: partitions}, nil
 }
 
 // Addr returns the host:port that clients connect to.
 func (e *Embedded) Addr() string { return e.addr }
 
-// Config returns the default settings for clients of this broker.
+// Config returns the default settings for clients of this broker. Those in this process
+// reach it past the network stack.
 func (e *Embedded) Config() Config {
 	c := DefaultConfig()
 	c.Brokers = []string{e.addr}
 	c.Partitions = e.parts
 	c.ReplicationFactor = 1
+	c.dial = e.door.dial
 	return c
 }
 
@@ -80,7 +100,11 @@ func (e *Embedded) Config() Config {
 // or they retry until they give up. Close it once.
 func (e *Embedded) Close() error {
 	e.cluster.Close()
-	return e.lock.Close()
+	var err error
+	if e.disk != nil {
+		err = e.disk.close()
+	}
+	return errors.Join(err, e.lock.Close())
 }
 
 // lockDir takes the lock of a data directory, which the kernel gives back when the

@@ -18,10 +18,15 @@ import (
 // deadLetterHeadroom is how much larger a dead letter may be than the record it wraps.
 const deadLetterHeadroom = 64 << 10
 
+// presenceRetentionMs is ten minutes: counts of open streams are worth nothing after
+// some seconds; the rest is for people who look.
+const presenceRetentionMs = "600000"
+
 // EnsureTopics makes the topics that are missing and waits until each has leaders:
 // playhead.events (c.Partitions partitions), playhead.control (one partition,
-// compacted) and playhead.dead_letters (one partition). Existing topics are left as
-// they are. Safe when several nodes start at once.
+// compacted but on the embedded broker), playhead.dead_letters (one partition) and playhead.presence (one partition,
+// kept for minutes). Existing topics are left as they are. Safe when several nodes start
+// at once.
 func EnsureTopics(ctx context.Context, c Config) error {
 	opts, err := c.Options()
 	if err != nil {
@@ -34,6 +39,12 @@ func EnsureTopics(ctx context.Context, c Config) error {
 	defer cl.Close()
 
 	batch := strconv.Itoa(c.MaxBatchBytes)
+	control := map[string]string{"cleanup.policy": "compact"}
+	if c.dial != nil {
+		// kfake compacts by deleting the old segments before it writes the new ones: a kill in
+		// between would take keys and workspaces with it. Uncompacted, the topic is small.
+		control = map[string]string{"cleanup.policy": "delete", "retention.ms": "-1"}
+	}
 	create := []struct {
 		topic      string
 		partitions int
@@ -42,9 +53,13 @@ func EnsureTopics(ctx context.Context, c Config) error {
 		{schema.TopicEvents, c.Partitions, map[string]string{
 			"cleanup.policy": "delete", "message.timestamp.type": "CreateTime", "max.message.bytes": batch,
 		}},
-		{schema.TopicControl, 1, map[string]string{"cleanup.policy": "compact"}},
+		{schema.TopicControl, 1, control},
 		{schema.TopicDeadLetters, 1, map[string]string{
 			"cleanup.policy": "delete", "max.message.bytes": strconv.Itoa(c.MaxBatchBytes + deadLetterHeadroom),
+		}},
+		// Only closed segments age, so they have to be short too.
+		{schema.TopicPresence, 1, map[string]string{
+			"cleanup.policy": "delete", "retention.ms": presenceRetentionMs, "segment.ms": presenceRetentionMs,
 		}},
 	}
 	for _, t := range create {
