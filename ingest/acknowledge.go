@@ -40,6 +40,7 @@ func (r *request) produce() {
 		r.a.producer.produce(&records[n], func(rec *kgo.Record, err error) { r.acknowledge(i, rec, err) })
 		n++
 	}
+	r.a.producer.handedOver(n)
 	r.acknowledgedOne()
 }
 

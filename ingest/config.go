@@ -55,10 +55,10 @@ type Config struct {
 	MaxInFlightBytes  int `yaml:"max_in_flight_bytes"`
 	MaxInFlightEvents int `yaml:"max_in_flight_events"`
 
-	// Linger is how long a partition waits for more records before it sends. Default
-	// 1 ms, 0 to 1 min. It adds to the latency of every append. 0 sends at once, which
-	// is best for a single client and makes many small requests under load: a broker
-	// that syncs each to disk then takes a third of the events.
+	// Linger is how long a partition waits for more records before it sends, while other
+	// appends are in flight; an append that is alone is sent at once. Default 1 ms, 0 to
+	// 1 min. Under load it adds to the latency of every append. 0 makes many small
+	// requests then: a broker that syncs each to disk takes a third of the events.
 	Linger time.Duration `yaml:"linger"`
 
 	// ProduceTimeout is how long Kafka may take to acknowledge an append. Default 10 s.

@@ -24,6 +24,8 @@ type producer struct {
 	maxBytes  int64
 	events    atomic.Int64 // in flight
 	bytes     atomic.Int64 // in flight, estimated
+	lingers   bool
+	over      context.Context // has ended, always
 
 	// ids of events without a message id: unique by the process's random prefix.
 	idPrefix string
@@ -47,7 +49,11 @@ func newProducer(cfg Config, opts []kgo.Opt) (*producer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("ingest producer: %w", err)
 	}
+	over, cancel := context.WithCancel(context.Background())
+	cancel()
 	return &producer{
+		lingers:   cfg.Linger > 0,
+		over:      over,
 		client:    client,
 		maxEvents: int64(cfg.MaxInFlightEvents),
 		maxBytes:  int64(cfg.MaxInFlightBytes),
@@ -99,6 +105,17 @@ func (p *producer) fill(rec *kgo.Record, headers []kgo.RecordHeader, e *schema.E
 // fails a whole partition's buffer when one record's context ends.
 func (p *producer) produce(rec *kgo.Record, promise func(*kgo.Record, error)) {
 	p.client.TryProduce(context.Background(), rec, promise)
+}
+
+// handedOver is called when a request has produced the last of its n records, with its
+// share still reserved. Nobody gains by a linger if they are all that is in flight, so
+// they are sent at once; otherwise they gather, for Config.Linger at most, beside
+// whatever else comes meanwhile.
+func (p *producer) handedOver(n int) {
+	if n > 0 && p.lingers && p.events.Load() <= int64(n) {
+		// Flush ends all lingers before it waits; it does not wait when its context is over.
+		_ = p.client.Flush(p.over)
+	}
 }
 
 // close waits until all records are acknowledged or ctx ends, then closes the client;
