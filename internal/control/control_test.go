@@ -295,7 +295,7 @@ func TestWrongSpecsNameTheField(t *testing.T) {
 	workspace(control.Workspace{ID: "a/b"}, "id")
 	workspace(control.Workspace{Plan: "gold"}, "plan")
 	workspace(control.Workspace{Shards: -1}, "shards")
-	workspace(control.Workspace{Limits: control.Limits{Keys: -1}}, "limits")
+	workspace(control.Workspace{Limits: control.Limits{Keys: -1}}, "keys")
 
 	if _, err := s.CreateWorkspace(t.Context(), control.Workspace{ID: "ws_1"}); !errors.Is(err, control.ErrWorkspaceExists) {
 		t.Errorf("CreateWorkspace again = %v, want ErrWorkspaceExists", err)

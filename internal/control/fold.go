@@ -24,7 +24,7 @@ type ChangeKind int
 
 // Kinds of changes.
 const (
-	KeyRevoked       ChangeKind = iota + 1 // also when a key is removed
+	KeyRevoked       ChangeKind = iota + 1 // also when a key is removed, or its workspace
 	WorkspaceChanged                       // made, changed or removed
 	EpochStarted
 )
@@ -54,50 +54,66 @@ func newState() state {
 	}
 }
 
-// apply folds one record into the state. An error changes nothing.
-func (s *state) apply(key, value []byte) (kind string, change Change, err error) {
+// apply folds one record into the state and returns what that changed. An error changes
+// nothing.
+func (s *state) apply(key, value []byte) (kind string, changes []Change, err error) {
 	kind, id, err := splitRecordKey(key)
 	if err != nil {
-		return "", Change{}, err
+		return "", nil, err
 	}
 	switch kind {
 	case kindWorkspace:
-		change, err = s.applyWorkspace(id, value)
+		changes, err = s.applyWorkspace(id, value)
 	case kindKey:
-		change, err = s.applyKey(id, value)
+		changes, err = s.applyKey(id, value)
 	case kindEpoch:
-		change, err = s.applyEpoch(id, value)
+		changes, err = s.applyEpoch(id, value)
 	default:
 		err = errUnknownKind
 	}
-	return kind, change, err
+	return kind, changes, err
 }
 
-func (s *state) applyWorkspace(id string, value []byte) (Change, error) {
+func (s *state) applyWorkspace(id string, value []byte) ([]Change, error) {
+	changes := []Change{{Kind: WorkspaceChanged, Workspace: id}}
 	if value == nil {
+		if _, had := s.workspaces[id]; had {
+			changes = append(changes, s.orphans(id)...)
+		}
 		delete(s.workspaces, id)
-		return Change{Kind: WorkspaceChanged, Workspace: id}, nil
+		return changes, nil
 	}
 	w, err := decodeWorkspace(id, value)
 	if err != nil {
-		return Change{}, err
+		return nil, err
 	}
 	s.workspaces[id] = w
-	return Change{Kind: WorkspaceChanged, Workspace: id}, nil
+	return changes, nil
 }
 
-func (s *state) applyKey(id string, value []byte) (change Change, err error) {
+// orphans returns the end of every key of a workspace that is removed. Those revoked
+// before are left out; those that have expired are not, as the fold has no clock.
+func (s *state) orphans(workspace string) (changes []Change) {
+	for id, k := range s.keys {
+		if k.Workspace == workspace && k.RevokedAt.IsZero() {
+			changes = append(changes, Change{Kind: KeyRevoked, Workspace: workspace, KeyID: id})
+		}
+	}
+	return changes
+}
+
+func (s *state) applyKey(id string, value []byte) ([]Change, error) {
 	old, had := s.keys[id]
 	if value == nil {
-		if had {
-			s.forget(old)
-			change = Change{Kind: KeyRevoked, Workspace: old.Workspace, KeyID: id}
+		if !had {
+			return nil, nil
 		}
-		return change, nil
+		s.forget(old)
+		return []Change{{Kind: KeyRevoked, Workspace: old.Workspace, KeyID: id}}, nil
 	}
 	k, err := decodeKey(id, value)
 	if err != nil {
-		return Change{}, err
+		return nil, err
 	}
 	if had {
 		s.forget(old)
@@ -106,9 +122,9 @@ func (s *state) applyKey(id string, value []byte) (change Change, err error) {
 	s.byHash[k.hash] = append(s.byHash[k.hash], id)
 	s.perOwner[k.Workspace]++
 	if !k.RevokedAt.IsZero() && (!had || old.RevokedAt.IsZero()) {
-		change = Change{Kind: KeyRevoked, Workspace: k.Workspace, KeyID: id}
+		return []Change{{Kind: KeyRevoked, Workspace: k.Workspace, KeyID: id}}, nil
 	}
-	return change, nil
+	return nil, nil
 }
 
 func (s *state) forget(k storedKey) {
@@ -126,23 +142,23 @@ func (s *state) forget(k storedKey) {
 
 // applyEpoch keeps the first record of an epoch: two nodes that see different topics
 // must not both believe they own the number.
-func (s *state) applyEpoch(id string, value []byte) (Change, error) {
+func (s *state) applyEpoch(id string, value []byte) ([]Change, error) {
 	if value == nil {
-		return Change{}, errors.New("epochs cannot be removed")
+		return nil, errors.New("epochs cannot be removed")
 	}
 	n, r, err := decodeEpoch(id, value)
 	if err != nil {
-		return Change{}, err
+		return nil, err
 	}
 	if have, ok := s.epochs[n]; ok {
 		if !have.same(r) {
-			return Change{}, errors.New("epoch is taken by another topic")
+			return nil, errors.New("epoch is taken by another topic")
 		}
-		return Change{}, nil
+		return nil, nil
 	}
 	s.epochs[n] = r
 	s.latest = max(s.latest, n)
-	return Change{Kind: EpochStarted, Epoch: n}, nil
+	return []Change{{Kind: EpochStarted, Epoch: n}}, nil
 }
 
 // foldTo reads the topic until offset end is folded; math.MaxInt64 reads all there is.
@@ -151,9 +167,7 @@ func (s *Store) foldTo(ctx context.Context, end int64) error {
 	for s.position() < end {
 		var changes []Change
 		next, err := s.topic.Read(ctx, 0, s.position(), math.MaxInt64, func(r *kgo.Record) error {
-			if c, ok := s.foldRecord(r); ok {
-				changes = append(changes, c)
-			}
+			changes = append(changes, s.foldRecord(r)...)
 			return nil
 		})
 		if out, ok := errors.AsType[*kafka.OffsetRangeError](err); ok && out.Offset < out.Start {
@@ -181,9 +195,9 @@ func (s *Store) foldTo(ctx context.Context, end int64) error {
 }
 
 // foldRecord applies one record, or counts why not.
-func (s *Store) foldRecord(r *kgo.Record) (Change, bool) {
+func (s *Store) foldRecord(r *kgo.Record) []Change {
 	s.mu.Lock()
-	kind, change, err := s.state.apply(r.Key, r.Value)
+	kind, changes, err := s.state.apply(r.Key, r.Value)
 	keys := len(s.state.keys)
 	s.mu.Unlock()
 	if err != nil {
@@ -196,11 +210,11 @@ func (s *Store) foldRecord(r *kgo.Record) (Change, bool) {
 		}
 		s.metrics.skipped.WithLabelValues(reason).Inc()
 		s.log.Warn("control record skipped", "offset", r.Offset, "reason", reason, "error", err)
-		return Change{}, false
+		return nil
 	}
 	s.metrics.changes.WithLabelValues(kind).Inc()
 	s.metrics.keys.Set(float64(keys))
-	return change, change.Kind != 0
+	return changes
 }
 
 // follow keeps the fold current until the store is closed. It owns the fold after Open.

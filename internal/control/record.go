@@ -29,11 +29,39 @@ var (
 )
 
 type workspaceRecord struct {
-	V      int     `json:"v"`
-	Name   string  `json:"name,omitempty"`
-	Plan   Plan    `json:"plan"`
-	Limits *Limits `json:"limits,omitempty"` // absent: DefaultLimits
-	Shards int     `json:"shards"`
+	V      int           `json:"v"`
+	Name   string        `json:"name,omitempty"`
+	Plan   Plan          `json:"plan"`
+	Limits *limitsRecord `json:"limits,omitempty"` // absent: DefaultLimits
+	Shards int           `json:"shards"`
+}
+
+// limitsRecord tells the limits that early records lack from those that are 0.
+type limitsRecord struct {
+	Limits
+	EventStreamsPerKey *int `json:"event_streams_per_key"`
+	EventsPerMinute    *int `json:"events_per_minute"`
+}
+
+func newLimitsRecord(l Limits) *limitsRecord {
+	return &limitsRecord{Limits: l, EventStreamsPerKey: &l.EventStreamsPerKey, EventsPerMinute: &l.EventsPerMinute}
+}
+
+// limits fills in what the record lacks: the defaults, or nothing if the workspace was
+// made without a limit on streams.
+func (r *limitsRecord) limits() Limits {
+	l := r.Limits
+	var absent Limits
+	if l.StreamsPerKey > 0 {
+		absent = DefaultLimits()
+	}
+	if l.EventStreamsPerKey = absent.EventStreamsPerKey; r.EventStreamsPerKey != nil {
+		l.EventStreamsPerKey = *r.EventStreamsPerKey
+	}
+	if l.EventsPerMinute = absent.EventsPerMinute; r.EventsPerMinute != nil {
+		l.EventsPerMinute = *r.EventsPerMinute
+	}
+	return l
 }
 
 type keyRecord struct {
@@ -99,13 +127,13 @@ func decodeWorkspace(id string, value []byte) (Workspace, error) {
 	}
 	w := Workspace{ID: id, Name: r.Name, Plan: r.Plan, Limits: DefaultLimits(), Shards: r.Shards}
 	if r.Limits != nil {
-		w.Limits = *r.Limits
+		w.Limits = r.Limits.limits()
 	}
 	return w, w.validate()
 }
 
 func encodeWorkspace(w Workspace) ([]byte, error) {
-	return json.Marshal(workspaceRecord{V: recordVersion, Name: w.Name, Plan: w.Plan, Limits: &w.Limits, Shards: w.Shards})
+	return json.Marshal(workspaceRecord{V: recordVersion, Name: w.Name, Plan: w.Plan, Limits: newLimitsRecord(w.Limits), Shards: w.Shards})
 }
 
 func decodeKey(id string, value []byte) (storedKey, error) {

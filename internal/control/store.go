@@ -151,12 +151,17 @@ func (s *Store) Authenticate(key string) (Principal, error) {
 	return Principal{}, ErrUnknownKey
 }
 
-// Live reports whether a key may go on: streams ask it when told of a change.
+// Live reports whether a key may go on: it is there, neither revoked nor expired, and so
+// is its workspace.
 func (s *Store) Live(keyID string) bool {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	k, ok := s.state.keys[keyID]
-	return ok && k.Live(s.now())
+	if !ok || !k.Live(s.now()) {
+		return false
+	}
+	_, ok = s.state.workspaces[k.Workspace]
+	return ok
 }
 
 // Workspace returns a workspace; false if there is none of that id.
@@ -205,8 +210,13 @@ func (s *Store) Key(workspace, id string) (Key, bool) {
 }
 
 // Watch calls fn with every change folded from now on, and perhaps with some folded just
-// before, in order, on the store's own goroutine: fn must not block, nor write to the store. stop ends it; a call under way
-// may end after stop returned.
+// before, in order, on the store's own goroutine: fn must not block, nor write to the
+// store. stop ends it; a call under way may end after stop returned.
+//
+// To end what a key opened when the key ends, without a gap: note it down where fn finds
+// it by the key's id, then ask Live, and end it if that is false; end it in fn on
+// KeyRevoked; and end it at Principal.ExpiresAt, which no record announces. A key that is
+// revoked after its request was authenticated is then either told to fn or no longer Live.
 func (s *Store) Watch(fn func(Change)) (stop func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -40,12 +40,7 @@ func (w Workspace) validate() error {
 	if w.Shards < 1 || w.Shards > maxShards {
 		return bad("shards", "is %d; want 1 to %d", w.Shards, maxShards)
 	}
-	l := w.Limits
-	if l.StreamsPerKey < 0 || l.StreamsPerWorkspace < 0 || l.MaxPageSize < 0 || l.Keys < 0 ||
-		!(l.SessionCreatesPerSecond >= 0) || !(l.AppendsPerSecond >= 0) || !(l.ReadsPerSecond >= 0) {
-		return bad("limits", "has a negative number; 0 means without limit")
-	}
-	return nil
+	return w.Limits.Validate()
 }
 
 // CreateWorkspace makes a workspace and returns it as stored. An empty ID is given one
@@ -88,6 +83,31 @@ func (s *Store) UpdateWorkspace(ctx context.Context, w Workspace) error {
 		value, err = encodeWorkspace(w)
 		return kindWorkspace + "/" + w.ID, value, err
 	})
+}
+
+// ChangeLimits lets change alter the limits of a workspace and returns the workspace as
+// stored then. No other change through this store comes between reading and writing;
+// of changes on two nodes in the same instant the later record holds, whole. change must
+// not block. Errors: *SpecError, ErrNotFound.
+func (s *Store) ChangeLimits(ctx context.Context, workspace string, change func(*Limits)) (Workspace, error) {
+	var w Workspace
+	err := s.write(ctx, func() (key string, value []byte, err error) {
+		have, ok := s.Workspace(workspace)
+		if !ok {
+			return "", nil, fmt.Errorf("workspace %s: %w", schema.Quote(workspace), ErrNotFound)
+		}
+		w = have
+		change(&w.Limits)
+		if w == have {
+			return "", nil, nil
+		}
+		if err := w.Limits.Validate(); err != nil {
+			return "", nil, err
+		}
+		value, err = encodeWorkspace(w)
+		return kindWorkspace + "/" + w.ID, value, err
+	})
+	return w, err
 }
 
 // CreateKey makes a key and returns it with its text, which is not kept anywhere.

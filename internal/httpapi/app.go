@@ -14,16 +14,16 @@ import (
 	"github.com/valyala/fasthttp"
 )
 
-// NewApp returns a fiber app with the edge in place: request ids, the error envelope
+// NewApp returns a fiber app with the edge in place: request ids, CORS, the error envelope
 // (for unknown paths, wrong methods, bodies and headers over the limit and requests
-// that do not parse as well), panics answered 500, and metrics. Paths are case
+// that do not parse as well), panics answered 500, and metrics. cfg must be valid. Paths are case
 // sensitive, a final slash does not matter, and %XX in a path is decoded before routes
 // and parameters see it.
 //
 // KeepHijackedConns is set on the server: whoever hijacks a connection closes it.
 // Strings that fiber hands out die with the handler; copy what is kept.
 func NewApp(cfg Config, log *slog.Logger) *fiber.App {
-	e := &edge{cfg: cfg, log: log, metrics: newMetrics(cfg.Registerer)}
+	e := &edge{cfg: cfg, log: log, metrics: newMetrics(cfg.Registerer), cors: newCORS(cfg.CORS)}
 	app := fiber.New(fiber.Config{
 		CaseSensitive:                true,
 		UnescapePath:                 true,
@@ -49,6 +49,7 @@ type edge struct {
 	cfg     Config
 	log     *slog.Logger
 	metrics *metrics
+	cors    *cors
 }
 
 // wrap is the first handler of every request.
@@ -65,9 +66,13 @@ func (e *edge) wrap(c *fiber.Ctx) (err error) {
 		}
 		e.metrics.observe(c, time.Since(began))
 	}()
-	if e.cfg.Stopping != nil && e.cfg.Stopping() && !isOperations(c.Path()) {
+	e.cors.setHeaders(c)
+	switch {
+	case e.cors.isPreflight(c): // before keys are asked for: browsers send none with it
+		return e.cors.answerPreflight(c)
+	case e.cfg.Stopping != nil && e.cfg.Stopping() && !isOperations(c.Path()):
 		err = ShuttingDown()
-	} else {
+	default:
 		err = c.Next()
 	}
 	if err != nil { // answered here, so that the metrics see the status
@@ -77,6 +82,7 @@ func (e *edge) wrap(c *fiber.Ctx) (err error) {
 }
 
 func isOperations(path string) bool {
+	path = strings.TrimRight(path, "/") // as the router does
 	return path == PathHealth || path == PathReady || path == PathMetrics
 }
 
@@ -104,6 +110,7 @@ const internalMessage = "Something went wrong on our side. The request id finds 
 // handleError writes err as the envelope. It is the only place that does.
 func (e *edge) handleError(c *fiber.Ctx, err error) error {
 	ensureRequestID(c)
+	e.cors.setHeaders(c) // or scripts could not read the error; it may not have come through wrap
 	answer := asError(err)
 	id := RequestID(c)
 	if answer.Status >= 500 {

@@ -14,21 +14,50 @@ type Authenticator interface {
 	Authenticate(key string) (control.Principal, error)
 }
 
+// TokenRule says which keys a path takes in its URL, as ?token=, where they end in logs
+// and histories: only for clients that cannot set a header.
+type TokenRule uint8
+
+// The rules there are.
+const (
+	TokenNever      TokenRule = iota // no key
+	TokenBrowserKey                  // a browser key: it lives an hour at most and reads one session or workflow
+	TokenAnyKey                      // any key
+)
+
 // principalKey is the Locals key of the request's Principal.
 type principalKey struct{}
 
-// Authenticate lets requests pass that carry a known key, in Authorization: Bearer or
-// x-api-key, and keeps its Principal for From. Others are 401: missing_key,
-// invalid_key, expired_key, or token_in_query_not_allowed for a key in the URL, where
-// it would end in logs.
-func Authenticate(keys Authenticator) fiber.Handler {
+// Authenticate lets requests pass that carry a known key and keeps its Principal for
+// From. A key travels as Authorization: Bearer or X-Api-Key; as ?token= where rule, asked
+// with the decoded path, allows it; and on WebSocket upgrades also as Authorization-Token
+// or as the subprotocol key.<key>, since browsers set no headers there. rule must not
+// keep the path; without one the answer is TokenNever.
+//
+// Others are 401: missing_key, invalid_key (also for two different keys), expired_key, or
+// token_in_query_not_allowed. A token is cut out of the request here: handlers, Query and
+// whatever logs a URL never see it.
+func Authenticate(keys Authenticator, rule ...func(path string) TokenRule) fiber.Handler {
 	return func(c *fiber.Ctx) error {
-		if c.Context().QueryArgs().Has("token") {
-			return Errorf(401, CodeTokenInQuery, "This path takes no key in its URL. Send it in the Authorization header, and replace this key: URLs end in logs.").WithParam("token")
-		}
-		key, err := requestKey(c)
+		token, err := takeToken(c)
 		if err != nil {
 			return err
+		}
+		allowed := TokenNever
+		if len(rule) > 0 && rule[0] != nil {
+			allowed = rule[0](c.Path())
+		}
+		if token.given && allowed == TokenNever {
+			return tokenNotAllowed("This path takes no key in its URL.")
+		}
+		wantBrowserKey := token.given && allowed == TokenBrowserKey
+		key, err := requestKey(c, token.key)
+		if err != nil {
+			return err
+		}
+		// By its text first, so that the answer does not tell whether the key is a good one.
+		if wantBrowserKey && !strings.HasPrefix(key, control.BrowserKeyPrefix) {
+			return tokenNotAllowed("Only a browser key may be in this URL.")
 		}
 		p, err := keys.Authenticate(key)
 		switch {
@@ -39,32 +68,17 @@ func Authenticate(keys Authenticator) fiber.Handler {
 		case err != nil:
 			return err
 		}
+		if wantBrowserKey && !p.Browser {
+			return tokenNotAllowed("Only a browser key may be in this URL.")
+		}
 		c.Locals(principalKey{}, p)
 		return c.Next()
 	}
 }
 
-// requestKey finds the key of a request. The text may alias the request's buffers.
-func requestKey(c *fiber.Ctx) (string, error) {
-	header, apiKey := c.Get(fiber.HeaderAuthorization), c.Get("X-Api-Key")
-	bearer := ""
-	if header != "" {
-		scheme, rest, _ := strings.Cut(header, " ")
-		if !strings.EqualFold(scheme, "Bearer") {
-			return "", Errorf(401, CodeInvalidKey, "The Authorization header does not say Bearer.").WithParam("Authorization")
-		}
-		bearer = strings.TrimSpace(rest)
-	}
-	switch {
-	case bearer == "" && apiKey == "":
-		return "", Errorf(401, CodeMissingKey, "Send an API key as Authorization: Bearer <key>.")
-	case bearer != "" && apiKey != "" && bearer != apiKey:
-		return "", Errorf(401, CodeInvalidKey, "Authorization and x-api-key carry different keys.")
-	case bearer != "":
-		return bearer, nil
-	default:
-		return apiKey, nil
-	}
+func tokenNotAllowed(why string) *Error {
+	return Errorf(401, CodeTokenInQuery, "%s Send it in the Authorization header, and replace this key: URLs end in logs.", why).
+		WithParam(tokenParam)
 }
 
 // From returns who makes the request. It panics on a path without Authenticate.

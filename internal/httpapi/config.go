@@ -52,6 +52,8 @@ type Config struct {
 	// MaxConnections is how many connections are served at once, streams included;
 	// later ones are answered 503. Default 262,144, at least 1.
 	MaxConnections int `yaml:"max_connections"`
+	// CORS says which web pages may use the API. Default none.
+	CORS CORSConfig `yaml:"cors"`
 
 	// BaseContext is the context every request's UserContext is, so that blocking
 	// handlers end with the process. Nil: context.Background.
@@ -72,6 +74,7 @@ func DefaultConfig() Config {
 		WriteTimeout:   DefaultWriteTimeout,
 		IdleTimeout:    DefaultIdleTimeout,
 		MaxConnections: DefaultMaxConnections,
+		CORS:           CORSConfig{AllowedOrigins: []string{}, MaxAge: DefaultCORSMaxAge},
 	}
 }
 
@@ -90,5 +93,5 @@ func (c Config) Validate() error {
 	check(c.WriteTimeout >= minTimeout && c.WriteTimeout <= maxTimeout, "write_timeout", c.WriteTimeout, "1s to 1h")
 	check(c.IdleTimeout >= minTimeout && c.IdleTimeout <= maxTimeout, "idle_timeout", c.IdleTimeout, "1s to 1h")
 	check(c.MaxConnections >= 1, "max_connections", c.MaxConnections, "1 or more")
-	return errors.Join(errs...)
+	return errors.Join(append(errs, c.CORS.Validate())...)
 }

@@ -10,12 +10,14 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"testing"
 
+	"github.com/playhead-dev/playhead/internal/control"
 	"github.com/playhead-dev/playhead/internal/httpapi"
 	"github.com/playhead-dev/playhead/schema"
 )
@@ -64,6 +66,42 @@ func TestDocsListEveryErrorCode(t *testing.T) {
 		want = append(want, fmt.Sprintf("%s | %d | %s", c.Code, c.Status, c.Meaning))
 	}
 	diff(t, "error codes", got, want)
+}
+
+func TestDocsListEveryLimitWithItsDefault(t *testing.T) {
+	var got, want []string
+	for _, row := range docTable(t, readDocs(t), "| field of `limits` | default | bounds |") {
+		got = append(got, row[0]+" "+strings.ReplaceAll(row[1], ",", ""))
+	}
+	limits := reflect.ValueOf(control.DefaultLimits())
+	for i := range limits.NumField() {
+		want = append(want, fmt.Sprint(limits.Type().Field(i).Tag.Get("json"), " ", limits.Field(i)))
+	}
+	diff(t, "limits", got, want)
+}
+
+// TestDocsListTheHeadersOfCORS asks a server what pages may send and read.
+func TestDocsListTheHeadersOfCORS(t *testing.T) {
+	s := serveCORS(t, nil, page)
+	a := s.do(t, "OPTIONS", "/ok", "", "Origin", page, "Access-Control-Request-Method", "GET")
+	b := s.do(t, "GET", "/ok", "", "Origin", page)
+	docs := readDocs(t)
+	for _, row := range docTable(t, docs, "| header | value |") {
+		name, list := row[0], a.header.Get(row[0])
+		if list == "" {
+			list = b.header.Get(name)
+		}
+		if list == "" {
+			t.Errorf("docs/api.md lists %s, which no answer carries", name)
+		}
+		switch name {
+		case "Access-Control-Allow-Origin", "Access-Control-Max-Age":
+		default:
+			if text := strings.TrimPrefix(row[1], "of a preflight: "); text != list {
+				t.Errorf("docs/api.md: %s is %q, want %q", name, text, list)
+			}
+		}
+	}
 }
 
 func TestDocsListEveryTypeCode(t *testing.T) {

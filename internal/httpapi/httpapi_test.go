@@ -111,6 +111,27 @@ func (s server) do(t *testing.T, method, path, body string, header ...string) an
 	return a
 }
 
+// raw sends request as it is and returns the whole answer; the server must close.
+func (s server) raw(t *testing.T, request string) string {
+	t.Helper()
+	conn, err := net.Dial("tcp", strings.TrimPrefix(s.url, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if err := conn.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.WriteString(conn, request); err != nil {
+		t.Fatal(err)
+	}
+	b, err := io.ReadAll(conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
 func (a answer) want(t *testing.T, status int, code, param string) {
 	t.Helper()
 	if a.status != status || a.Error.Code != code || a.Error.Param != param {
@@ -203,13 +224,17 @@ func TestRequestIDsAreTakenOverOnlyWhenSane(t *testing.T) {
 	f(`"quoted"`, false)
 }
 
-// fakeKeys knows two keys.
+// fakeKeys knows a few keys.
 type fakeKeys struct{}
 
 func (fakeKeys) Authenticate(key string) (control.Principal, error) {
 	switch key {
 	case "reader":
 		return control.Principal{Workspace: "ws_1", KeyID: "key_1", Scopes: control.ScopeRead}, nil
+	case "pk_tmp_page":
+		return control.Principal{Workspace: "ws_1", KeyID: "key_page", Scopes: control.ScopeRead, Session: "s", Browser: true}, nil
+	case "pk_tmp_named": // made with a text of its own, which does not make it a browser key
+		return control.Principal{Workspace: "ws_1", KeyID: "key_named", Scopes: control.AllScopes}, nil
 	case "expired":
 		return control.Principal{}, control.ErrExpiredKey
 	default:

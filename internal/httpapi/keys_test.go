@@ -67,7 +67,10 @@ type keyAnswer struct {
 
 func TestKeys(t *testing.T) {
 	store := openStore(t)
-	s := serve(t, httpapi.DefaultConfig(), func(app *fiber.App) { httpapi.KeyRoutes(app, store) })
+	s := serve(t, httpapi.DefaultConfig(), func(app *fiber.App) {
+		app.Use(httpapi.Authenticate(store))
+		httpapi.KeyRoutes(app, store)
+	})
 	_, admin := makeKey(t, store, control.KeySpec{Scopes: control.AllScopes})
 	readerID, reader := makeKey(t, store, control.KeySpec{Scopes: control.ScopeRead})
 	_, foreign := makeKey(t, store, control.KeySpec{Workspace: "ws_b", Scopes: control.AllScopes})
@@ -203,7 +206,10 @@ func TestKeys(t *testing.T) {
 
 func TestKeyLimitIsAnswered(t *testing.T) {
 	store := openStore(t)
-	s := serve(t, httpapi.DefaultConfig(), func(app *fiber.App) { httpapi.KeyRoutes(app, store) })
+	s := serve(t, httpapi.DefaultConfig(), func(app *fiber.App) {
+		app.Use(httpapi.Authenticate(store))
+		httpapi.KeyRoutes(app, store)
+	})
 	w, _ := store.Workspace("ws_a")
 	w.Limits.Keys = 1
 	if err := store.UpdateWorkspace(t.Context(), w); err != nil {
