@@ -37,9 +37,10 @@ type Config struct {
 	// with the whole session before it reads the few that a page wants.)
 	MaxReadBytes int64 `yaml:"max_read_bytes"`
 
-	// ReplayChunkBytes is how much of a session one statement of a replay reads into
-	// memory, decoded, before it is handed on. Default 8 MiB, 64 KiB to 256 MiB; one
-	// event may exceed it. Worst memory: this, and one ClickHouse block, a replay.
+	// ReplayChunkBytes is how much of a session one statement of a page reads into memory,
+	// decoded, before it is handed on. Default 8 MiB, 64 KiB to 256 MiB; one event may
+	// exceed it. (What a replay reads at a time is streamer.replay_bytes, or up to 32 MiB
+	// where ClickHouse has to read much for little; 256 MiB of that wait at most.)
 	ReplayChunkBytes int `yaml:"replay_chunk_bytes"`
 
 	// MaxPageBytes bounds the events of one page, their payloads included where asked

@@ -35,23 +35,23 @@ type History struct {
 	breaker *breaker
 	metrics *Metrics
 	bases   *baseBatches
+	paces   *paces
+	ahead   *readAhead
 	native  atomic.Bool // the DSN speaks the native protocol, which has no RowBinary
 }
 
 // NewHistory returns a History over conn, which stays the caller's to close.
 func NewHistory(conn driver.Conn, cfg Config, log *slog.Logger, m *Metrics) *History {
-	h := &History{conn: conn, cfg: cfg, breaker: newBreaker(cfg.Breaker, log, m), metrics: m}
+	h := &History{conn: conn, cfg: cfg, breaker: newBreaker(cfg.Breaker, log, m), metrics: m, paces: newPaces()}
+	h.ahead = newReadAhead(h.paces.askForLess)
 	h.bases = newBaseBatches(h.readBases)
 	return h
 }
 
-// Rows that the statements of one ReadSession ask for: at first few enough to come soon,
-// from which their size is learnt; then what fills Config.ReplayChunkBytes.
-const (
-	firstChunkRows = 10_000
-	minChunkRows   = 64
-	maxChunkRows   = 50_000
-)
+// Scope returns what of the log the session's events are.
+func (r SessionRef) Scope() schema.Scope {
+	return schema.Scope{Workspace: r.Workspace, Session: r.Session}
+}
 
 // ReadSession hands at most limit events of a session to emit, in log order or, if
 // descending, against it: those with (epoch, offset) in [from, to) that f takes (nil
@@ -65,31 +65,31 @@ func (h *History) ReadSession(
 	ctx context.Context, ref SessionRef, from, to schema.Position, f *schema.Filter,
 	limit int, descending bool, emit func(*schema.Event) error,
 ) (int, error) {
-	q := sessionRows{ref: ref, from: from, to: to, filter: f, descending: descending}
+	q := scopeRows{scope: ref.Scope(), from: from, to: to, filter: f, descending: descending}
 	return h.readSession(ctx, q, limit, func(e *schema.Event, _ int) error { return emit(e) })
 }
 
 // readSession is ReadSession; emit also gets the size of the payload, which may have
 // been left out.
-func (h *History) readSession(ctx context.Context, q sessionRows, limit int, emit func(*schema.Event, int) error) (int, error) {
+func (h *History) readSession(ctx context.Context, q scopeRows, limit int, emit func(*schema.Event, int) error) (int, error) {
 	n, rows := 0, firstChunkRows
 	for n < limit && before(q.from, q.to) {
 		q.limit = min(limit-n, rows)
-		c, err := h.readChunk(ctx, &q)
+		r, err := h.read(ctx, &q, 2*h.cfg.ReplayChunkBytes)
 		if err != nil {
 			return n, err
 		}
-		for i, e := range c.events {
-			if err := emit(e, c.sizes[i]); err != nil {
+		for i, e := range r.events {
+			if err := emit(e, r.sizes[i]); err != nil {
 				return n, err
 			}
 			n++
 		}
-		if c.last {
+		if r.complete {
 			return n, nil
 		}
-		q.goOnAfter(c.events[len(c.events)-1].ID.Position)
-		rows = c.nextRows(h.cfg.ReplayChunkBytes)
+		q.goOnAfter(r.events[len(r.events)-1].ID.Position)
+		rows = rowsFor(h.cfg.ReplayChunkBytes, r.bytes/len(r.events))
 	}
 	return n, nil
 }
@@ -107,7 +107,7 @@ func after(p schema.Position) schema.Position {
 }
 
 // goOnAfter narrows q to what lies beyond p in its direction.
-func (q *sessionRows) goOnAfter(p schema.Position) {
+func (q *scopeRows) goOnAfter(p schema.Position) {
 	if q.descending {
 		q.to = p
 	} else {
@@ -115,53 +115,61 @@ func (q *sessionRows) goOnAfter(p schema.Position) {
 	}
 }
 
-// chunk is the answer to one sessionRows.
-type chunk struct {
-	events []*schema.Event
-	sizes  []int // of their payloads
-	bytes  int   // what the events hold
-	last   bool  // there is nothing beyond
+// Rows that a statement for events asks for: at first few enough to come soon, from which
+// their size is learnt; then what fills a number of bytes. ClickHouse reads whole granules
+// of 8,192 rows, so two of them take no longer than 10,000 rows.
+const (
+	firstChunkRows = 16_384
+	minChunkRows   = 64
+	maxChunkRows   = 100_000
+)
+
+// rowsFor is how many rows of each bytes fill target bytes.
+func rowsFor(target, each int) int {
+	return min(max(target/max(each, 1), minChunkRows), maxChunkRows)
 }
 
-// nextRows is how many rows like these fill target bytes.
-func (c *chunk) nextRows(target int) int {
-	each := max(1, c.bytes/len(c.events))
-	return min(max(target/each, minChunkRows), maxChunkRows)
+// result is the answer to one scopeRows.
+type result struct {
+	events   []*schema.Event
+	sizes    []int // of their payloads
+	bytes    int   // what the events hold
+	complete bool  // there is nothing beyond
 }
 
-// readChunk reads the rows of q, fewer than there are if they are much larger than
-// expected.
-func (h *History) readChunk(ctx context.Context, q *sessionRows) (chunk, error) {
-	var c chunk
-	tooManyBytes := 2 * h.cfg.ReplayChunkBytes
-	query, args := q.statement()
-	err := h.ask(ctx, "session", func(ctx context.Context) error {
-		c = chunk{events: make([]*schema.Event, 0, min(q.limit, firstChunkRows))}
-		return h.events(ctx, q.ref, query, args, func(e *schema.Event, payloadSize int) error {
-			c.events = append(c.events, e)
-			c.sizes = append(c.sizes, payloadSize)
-			if c.bytes += e.Size(); c.bytes > tooManyBytes {
+// read reads the rows of q: fewer than there are once they hold more than maxBytes.
+func (h *History) read(ctx context.Context, q *scopeRows, maxBytes int) (result, error) {
+	var r result
+	err := h.ask(ctx, q.kind(), func(ctx context.Context) error {
+		expected := min(q.limit, firstChunkRows)
+		r = result{events: make([]*schema.Event, 0, expected), sizes: make([]int, 0, expected)}
+		return h.events(ctx, q, func(e *schema.Event, payloadSize int) error {
+			r.events = append(r.events, e)
+			r.sizes = append(r.sizes, payloadSize)
+			if r.bytes += e.Size(); r.bytes > maxBytes {
 				return errEnough
 			}
 			return nil
 		})
 	})
 	if err != nil {
-		return chunk{}, fmt.Errorf("read session %s: %w", q.ref.Session, err)
+		return result{}, fmt.Errorf("read history of %s %s: %w", q.kind(), q.name(), err)
 	}
-	c.last = len(c.events) < q.limit && c.bytes <= tooManyBytes
-	h.metrics.rows.Add(float64(len(c.events)))
-	return c, nil
+	r.complete = len(r.events) < q.limit && r.bytes <= maxBytes
+	h.metrics.rows.Add(float64(len(r.events)))
+	return r, nil
 }
 
 // errEnough ends the reading of rows without an error.
 var errEnough = errors.New("enough")
 
-// events runs a statement that selects eventColumns and calls each for every row.
-func (h *History) events(ctx context.Context, ref SessionRef, query string, args []any, each func(*schema.Event, int) error) error {
-	scanner := newRowScanner(ref)
+// events asks q and calls each for every row.
+func (h *History) events(ctx context.Context, q *scopeRows, each func(*schema.Event, int) error) error {
+	query, args := q.statement()
+	query = h.bounded(query) + q.settings()
+	scanner := newRowScanner(q.scope)
 	if h.native.Load() {
-		return h.rows(ctx, query, args, func(rows driver.Rows) error {
+		return h.scan(ctx, query, args, func(rows driver.Rows) error {
 			e, err := scanner.scan(rows)
 			if err != nil {
 				return err
@@ -171,10 +179,10 @@ func (h *History) events(ctx context.Context, ref SessionRef, query string, args
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	stream, err := h.conn.QueryFormat(ctx, "RowBinary", h.bounded(query), args...)
+	stream, err := h.conn.QueryFormat(ctx, "RowBinary", query, args...)
 	if errors.Is(err, clickhouse.ErrFormatNativeUnsupported) {
 		h.native.Store(true)
-		return h.events(ctx, ref, query, args, each)
+		return h.events(ctx, q, each)
 	}
 	if err != nil {
 		return err
@@ -203,12 +211,17 @@ func (h *History) bounded(query string) string {
 	return fmt.Sprintf("%s\nSETTINGS max_execution_time = %g", query, h.cfg.QueryTimeout.Seconds())
 }
 
-// rows runs a statement and calls each for every row of its result. If each ends it
-// early, the rest of the result is thrown away with its connection.
+// rows runs a statement, bounded, and calls each for every row of its result.
 func (h *History) rows(ctx context.Context, query string, args []any, each func(driver.Rows) error) error {
+	return h.scan(ctx, h.bounded(query), args, each)
+}
+
+// scan runs a statement and calls each for every row of its result. If each ends it
+// early, the rest of the result is thrown away with its connection.
+func (h *History) scan(ctx context.Context, query string, args []any, each func(driver.Rows) error) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	rows, err := h.conn.Query(ctx, h.bounded(query), args...)
+	rows, err := h.conn.Query(ctx, query, args...)
 	if err != nil {
 		return err
 	}

@@ -220,7 +220,7 @@ func TestFindMessagesFindsTheFirst(t *testing.T) {
 }
 
 // explain returns the plan of a session's rows with the use of indexes.
-func explain(t *testing.T, h *History, q sessionRows) string {
+func explain(t *testing.T, h *History, q scopeRows) string {
 	t.Helper()
 	query, args := q.statement()
 	rows, err := h.conn.Query(t.Context(), "EXPLAIN indexes = 1 "+query, args...)
@@ -252,15 +252,19 @@ func TestStatementsPruneByTheKey(t *testing.T) {
 		t.Fatal(err)
 	}
 	in := func(epoch uint8, offset int64) schema.Position { return schema.Position{Epoch: epoch, Offset: offset} }
-	for name, q := range map[string]sessionRows{
-		"within an epoch":      {from: in(2, 600_000), to: in(2, 610_000)},
-		"from the beginning":   {to: in(1, 410_000)},
-		"over two epochs":      {from: in(1, 495_000), to: in(2, 505_000)},
-		"all but the end":      {from: in(2, 795_000), to: everything},
-		"backwards, one epoch": {from: in(2, 600_000), to: in(2, 610_000), descending: true},
+	for name, q := range map[string]scopeRows{
+		"within an epoch":       {from: in(2, 600_000), to: in(2, 610_000)},
+		"from the beginning":    {to: in(1, 410_000)},
+		"over two epochs":       {from: in(1, 495_000), to: in(2, 505_000)},
+		"all but the end":       {from: in(2, 795_000), to: everything},
+		"backwards, one epoch":  {from: in(2, 600_000), to: in(2, 610_000), descending: true},
+		"window of a workspace": {scope: schema.Scope{Workspace: "w"}, partition: 3, from: in(2, 600_000), to: in(2, 610_000)},
 	} {
 		t.Run(name, func(t *testing.T) {
-			q.ref, q.limit = SessionRef{Workspace: "w", Session: "s1"}, 100
+			q.limit = 100
+			if q.scope.Workspace == "" {
+				q.scope = schema.Scope{Workspace: "w", Session: "s1"}
+			}
 			plan := explain(t, h, q)
 			granules := regexpGranules.FindAllStringSubmatch(plan, -1)
 			if len(granules) == 0 {

@@ -42,7 +42,7 @@ func (a *API) newLogScan(ctx context.Context, v *view, reason string) (*logScan,
 	}
 	s.reader = sessionlog.Reader{
 		Log: a.deps.Log, Rule: a.deps.Dedupe, Judge: v.tape, Spend: s.spend, Strict: true,
-		Workspace: v.ref.Workspace, Session: v.ref.Session, Epoch: v.epoch, Partition: v.ref.Partition,
+		Scope: schema.Scope{Workspace: v.ref.Workspace, Session: v.ref.Session}, Epoch: v.epoch, Partition: v.ref.Partition,
 	}
 	return s, nil
 }

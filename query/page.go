@@ -133,8 +133,8 @@ func (r *pageReader) readDown(ctx context.Context, to schema.Position) error {
 
 // readHistory reads rows in [from, to) in the page's direction.
 func (r *pageReader) readHistory(ctx context.Context, from, to schema.Position) error {
-	q := sessionRows{
-		ref: r.view.ref, from: from, to: to, filter: &r.req.filter,
+	q := scopeRows{
+		scope: r.view.ref.Scope(), from: from, to: to, filter: &r.req.filter,
 		descending: r.req.descending, noPayloads: !r.req.payloads,
 	}
 	// One more than wanted tells whether there is more.

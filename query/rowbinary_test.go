@@ -25,18 +25,19 @@ func aRow(payload string) []byte {
 	for _, s := range []string{"init", "wf", "m-1", "f-1"} {
 		b = text(b, s)
 	}
-	b = append(b, 1) // confidence: NULL
-	b = text(text(b, `{"a":"b"}`), "")
+	b = append(b, 1)                       // confidence: NULL
+	b = text(text(append(b, 1), "a"), "b") // metadata: one pair
+	b = text(b, "")
 	b = le.AppendUint64(b, uint64(len(payload)))
 	return text(b, payload)
 }
 
 func TestRowBinaryReadsRows(t *testing.T) {
 	clientMs := int64(testStartMs - 1)
-	ref := SessionRef{Workspace: "w", Session: "s"}
+	scope := schema.Scope{Workspace: "w", Session: "s"}
 	var stream []byte
 	var want []*schema.Event
-	for _, n := range []int{0, 10, arenaBytes - 7, 3 * rowBufferBytes, 5} { // around the buffers' sizes
+	for _, n := range []int{0, 10, firstBlockBytes - 7, 3 * blockBytes, 5} { // around the buffers' sizes
 		payload := strings.Repeat("p", n)
 		stream = append(stream, aRow(payload)...)
 		want = append(want, &schema.Event{
@@ -46,7 +47,7 @@ func TestRowBinaryReadsRows(t *testing.T) {
 		})
 	}
 	want[0].Payload = nil
-	s, r := newRowScanner(ref), newRowBinary(bytes.NewReader(stream))
+	s, r := newRowScanner(scope), newRowBinary(bytes.NewReader(stream))
 	for _, w := range want {
 		if !r.more() {
 			t.Fatal("no more rows")
@@ -64,7 +65,7 @@ func TestRowBinaryTellsACutRow(t *testing.T) {
 	row := aRow("payload")
 	for n := 1; n < len(row); n++ {
 		r := newRowBinary(bytes.NewReader(row[:n]))
-		if _, err := newRowScanner(SessionRef{}).decode(r); !errors.Is(err, io.ErrUnexpectedEOF) {
+		if _, err := newRowScanner(schema.Scope{Session: "s"}).decode(r); !errors.Is(err, io.ErrUnexpectedEOF) {
 			t.Fatalf("a row cut after %d of %d bytes: %v, want %v", n, len(row), err, io.ErrUnexpectedEOF)
 		}
 	}
@@ -76,7 +77,7 @@ func FuzzRowBinary(f *testing.F) {
 		if len(b) > 4096 {
 			return
 		}
-		s, r := newRowScanner(SessionRef{}), newRowBinary(bytes.NewReader(b))
+		s, r := newRowScanner(schema.Scope{Session: "s"}), newRowBinary(bytes.NewReader(b))
 		for r.more() {
 			if _, err := s.decode(r); err != nil {
 				return

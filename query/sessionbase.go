@@ -178,11 +178,10 @@ const createdRows = 16
 
 // applyCreated applies the record that created the session: the first that parses.
 func (h *History) applyCreated(ctx context.Context, s *schema.Session, ref SessionRef, to schema.Position) error {
-	q := sessionRows{ref: ref, to: to, types: []string{schema.TypeSessionCreated}, limit: createdRows}
+	q := scopeRows{scope: ref.Scope(), to: to, types: []string{schema.TypeSessionCreated}, limit: createdRows}
 	for !s.Created {
 		n := 0
-		query, args := q.statement()
-		err := h.events(ctx, ref, query, args, func(e *schema.Event, _ int) error {
+		err := h.events(ctx, &q, func(e *schema.Event, _ int) error {
 			n++
 			q.goOnAfter(e.ID.Position)
 			s.Apply(e) // a record of this type changes nothing that foldTypes has set

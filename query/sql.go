@@ -1,6 +1,7 @@
 package query
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"math"
@@ -34,10 +35,15 @@ func (s *statement) and(format string, args ...any) {
 // condition joins everything and-ed so far.
 func (s *statement) condition() string { return strings.Join(s.where, "\n  AND ") }
 
-// session restricts to one session: the prefix of the table's key.
-func (s *statement) session(ref SessionRef) {
-	s.and("workspace_id = %s", s.bind("String", ref.Workspace))
-	s.and("session_id = %s", s.bind("String", ref.Session))
+// scope restricts to what sc holds: for a session, the prefix of the table's key.
+func (s *statement) scope(sc schema.Scope) {
+	s.and("workspace_id = %s", s.bind("String", sc.Workspace))
+	if sc.Session != "" {
+		s.and("session_id = %s", s.bind("String", sc.Session))
+	}
+	if sc.Workflow != "" {
+		s.and("workflow_id = %s", s.bind("String", sc.Workflow))
+	}
 }
 
 // positions restricts to positions in [from, to), in the order of (log_epoch,
@@ -112,17 +118,19 @@ func (s *statement) types(f *schema.Filter) {
 // month goes wrong beyond it.
 func clampTime(ms int64) int64 { return min(max(ms, 0), schema.MaxEventTimeMs) }
 
-// eventColumns are what rowScanner reads, in its order. Common values travel as "",
-// which costs nothing to scan. The payload comes last, as it is or as "".
+// eventColumns are what rowScanner reads, in its order; before them comes the session
+// where the scope does not name it. The common content type travels as "", which costs
+// nothing to scan. The payload comes last, as it is or as "".
 const eventColumns = `log_epoch, kafka_partition, kafka_offset, toUnixTimestamp64Milli(ts),
   toUnixTimestamp64Milli(client_ts), t_ms, type, workflow_id, message_id, frame_id, confidence,
-  if(empty(metadata), '', toJSONString(metadata)),
-  if(content_type = '` + schema.DefaultContentType + `', '', content_type), length(payload), `
+  metadata, if(content_type = '` + schema.DefaultContentType + `', '', content_type), length(payload), `
 
-// sessionRows is a question for rows of one session.
-type sessionRows struct {
-	ref        SessionRef
-	from, to   schema.Position // [from, to)
+// scopeRows is a question for rows of one scope: of a session wherever they lie, of a
+// workflow or workspace those of one Kafka partition.
+type scopeRows struct {
+	scope      schema.Scope
+	partition  uint16          // says nothing about a session
+	from, to   schema.Position // [from, to); their partition says nothing
 	filter     *schema.Filter  // nil takes all
 	types      []string        // if not nil: exactly these types, hidden ones included
 	limit      int
@@ -130,9 +138,14 @@ type sessionRows struct {
 	noPayloads bool // leave the payloads out; their sizes come all the same
 }
 
-func (q *sessionRows) statement() (string, []any) {
+func (q *scopeRows) statement() (string, []any) {
 	var s statement
-	s.session(q.ref)
+	s.scope(q.scope)
+	columns := eventColumns
+	if q.scope.Session == "" {
+		columns = "session_id, " + columns
+		s.and("kafka_partition = %s", s.bind("UInt16", q.partition))
+	}
 	s.positions(q.from, q.to)
 	if q.types != nil {
 		s.and("type IN %s", s.bind("Array(String)", q.types))
@@ -142,12 +155,6 @@ func (q *sessionRows) statement() (string, []any) {
 	if q.filter != nil {
 		s.filter(q.filter)
 	}
-	direction := ""
-	if q.descending {
-		direction = " DESC"
-	}
-	// All columns of the key stand in ORDER BY, so that the rows are read in its order
-	// and reading stops at the limit.
 	payload := "payload"
 	if q.noPayloads {
 		payload = "''"
@@ -155,6 +162,47 @@ func (q *sessionRows) statement() (string, []any) {
 	return fmt.Sprintf(`SELECT %s
 FROM %s
 WHERE %s
-ORDER BY workspace_id%[4]s, session_id%[4]s, log_epoch%[4]s, kafka_offset%[4]s
-LIMIT %[5]s`, eventColumns+payload, schema.TableEvents, s.condition(), direction, s.bind("UInt64", uint64(q.limit))), s.args
+ORDER BY %s
+LIMIT %s`, columns+payload, schema.TableEvents, s.condition(), q.order(), s.bind("UInt64", uint64(q.limit))), s.args
+}
+
+// settings are q's own, to follow those of every statement. A window's rows are sorted
+// in any case; "in order" would only keep ClickHouse from reading them in parallel.
+func (q *scopeRows) settings() string {
+	if q.scope.Session == "" {
+		return ", optimize_read_in_order = 0"
+	}
+	return ""
+}
+
+// kind is the question's label in metrics.
+func (q *scopeRows) kind() string {
+	switch {
+	case q.scope.Session != "":
+		return "session"
+	case q.scope.Workflow != "":
+		return "workflow"
+	default:
+		return "workspace"
+	}
+}
+
+// name is what of its kind the question is about, for errors.
+func (q *scopeRows) name() string {
+	return cmp.Or(q.scope.Session, q.scope.Workflow, q.scope.Workspace)
+}
+
+// order is the log's. For a session all columns of the key stand in it, so that the rows
+// are read in the key's order and reading stops at the limit.
+func (q *scopeRows) order() string {
+	columns := []string{"workspace_id", "session_id", "log_epoch", "kafka_offset"}
+	if q.scope.Session == "" {
+		columns = columns[2:]
+	}
+	if q.descending {
+		for i := range columns {
+			columns[i] += " DESC"
+		}
+	}
+	return strings.Join(columns, ", ")
 }

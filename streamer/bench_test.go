@@ -7,8 +7,11 @@ import (
 	"net"
 	"runtime"
 	"runtime/debug"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -116,6 +119,120 @@ func BenchmarkReplay(b *testing.B) {
 				b.ReportMetric(float64(b.N)*stored*float64(listeners)/b.Elapsed().Seconds(), "events/s")
 			})
 		}
+	}
+}
+
+// Replay of the 10,000 stored events of a workspace that lie in eight partitions.
+func BenchmarkReplayOfSeveralPartitions(b *testing.B) {
+	const stored = 10_000
+	for _, source := range []string{"kafka", "history"} {
+		b.Run(source, func(b *testing.B) {
+			cfg := testConfig()
+			cfg.Tape.MaxBytes = 2_000
+			e := startWideEnv(b, cfg, 8)
+			events := benchEvents(stored)
+			for i, ev := range events {
+				ev.Session = fmt.Sprint("s", i%100)
+			}
+			e.produce(events...)
+			if source == "history" {
+				e.history.setWatermark(stored)
+			}
+			e.serve()
+			l := workspaceStream("")
+			b.ReportAllocs()
+			b.ResetTimer()
+			for range b.N {
+				c, err := e.dial(l.at(""), "reader")
+				if err == nil {
+					err = c.counts(stored, make([]byte, 64<<10))
+					c.close()
+				}
+				if err != nil {
+					b.Error(err)
+				}
+			}
+			b.ReportMetric(float64(b.N)*stored/b.Elapsed().Seconds(), "events/s")
+		})
+	}
+}
+
+// Latency of live events, 100 a second to 50 listeners, beside clients that replay 20,000
+// stored events again and again as fast as they can.
+func BenchmarkLiveBesideReplays(b *testing.B) {
+	const stored, listeners = 20_000, 50
+	for _, replays := range []int{0, 1, 20} {
+		b.Run(fmt.Sprintf("replays=%d", replays), func(b *testing.B) {
+			cfg := testConfig()
+			cfg.Tape.MaxBytes = 100_000
+			e := startEnv(b, cfg, 1)
+			for range 10 {
+				e.produce(benchEvents(stored / 10)...)
+			}
+			e.produce(newEvent("live", "first", ""))
+			e.history.setWatermark(stored)
+			e.serve()
+			var replaying, listening sync.WaitGroup
+			var replayed atomic.Int64
+			stop := make(chan struct{})
+			for range replays {
+				replaying.Go(func() {
+					buf := make([]byte, 64<<10)
+					for {
+						select {
+						case <-stop:
+							return
+						default:
+						}
+						c, err := e.dial(streamPath+"?from=start", "reader")
+						if err == nil {
+							err = c.counts(stored, buf)
+							c.close()
+						}
+						if err != nil {
+							b.Error(err)
+							return
+						}
+						replayed.Add(stored)
+					}
+				})
+			}
+			n := max(b.N, 500)
+			latencies := make([][]time.Duration, listeners)
+			for i := range listeners {
+				c := e.get("/v1/sessions/live/events/stream", "reader")
+				listening.Go(func() {
+					defer c.close()
+					for range n {
+						f, err := c.event()
+						sent, _ := strconv.ParseInt(strings.TrimSuffix(f.data[strings.LastIndexByte(f.data, ':')+1:], "}}"), 10, 64)
+						if err != nil || sent == 0 {
+							b.Errorf("%+v, %v", f, err)
+							return
+						}
+						latencies[i] = append(latencies[i], time.Duration(time.Now().UnixNano()-sent))
+					}
+				})
+			}
+			b.ResetTimer()
+			tick := time.NewTicker(10 * time.Millisecond)
+			defer tick.Stop()
+			for range n {
+				<-tick.C
+				ev := newEvent("live", "tick", "")
+				ev.Payload = fmt.Appendf(nil, `{"at":%d}`, time.Now().UnixNano())
+				e.produce(ev)
+			}
+			listening.Wait()
+			b.StopTimer()
+			close(stop)
+			replaying.Wait()
+			all := slices.Sorted(slices.Values(slices.Concat(latencies...)))
+			b.ReportMetric(float64(all[len(all)/2].Microseconds()), "p50-us")
+			b.ReportMetric(float64(all[len(all)*99/100].Microseconds()), "p99-us")
+			b.ReportMetric(float64(replayed.Load())/b.Elapsed().Seconds(), "replayed/s")
+			b.ReportMetric(0, "ns/op")
+		})
 	}
 }
 

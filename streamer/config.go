@@ -3,6 +3,7 @@ package streamer
 import (
 	"errors"
 	"fmt"
+	"runtime"
 	"time"
 
 	"github.com/playhead-dev/playhead/streamer/tape"
@@ -24,17 +25,31 @@ type Config struct {
 	// the stream is cut; the client resumes from where it was. Default 30s, from 1s to 10m.
 	WriteTimeout time.Duration `yaml:"write_timeout"`
 
-	// KeepAlive is the time between comments on a stream, so that proxies do not take it
-	// for dead. Default 15s, from 1s to 5m.
+	// KeepAlive is the time between heartbeats on the streams of sessions and workflows, so
+	// that proxies do not take them for dead; twice that on the others, unless the client
+	// says. Default 15s, from 1s to 5m.
 	KeepAlive time.Duration `yaml:"keep_alive"`
 
-	// MaxReplays bounds the replays that run at once; further ones wait their turn.
-	// Default 64, from 1 to 10,000. Each holds up to ReplayBytes.
+	// MaxReplays bounds the replays that run at once; further ones wait their turn, and
+	// one that waits for its client gives up its turn. Default 64, from 1 to 10,000. Each
+	// holds up to twice ReplayBytes, and 1 MiB a Kafka partition while Kafka stands in for
+	// ClickHouse.
 	MaxReplays int `yaml:"max_replays"`
 
-	// ReplayBytes is how much a replay gathers before it sends. Default 256 KiB, from
-	// 64 KiB to 64 MiB.
+	// ReplayReads bounds the reads of ClickHouse and Kafka for replays that run at once, and
+	// the replays that encode and send at once.
+	// Default 0: one for every two processors. At most 1,000. More may serve replays sooner,
+	// and take the processors away from live streams.
+	ReplayReads int `yaml:"replay_reads"`
+
+	// ReplayBytes is how much a replay reads at a time, while it sends as much. Default
+	// 4 MiB, from 64 KiB to 64 MiB.
 	ReplayBytes int `yaml:"replay_bytes"`
+
+	// MaxOpenings bounds the streams that are being opened at once; further ones wait, and
+	// those that wait for more than 2 s are refused with 503 overloaded. Default 16, from 1
+	// to 10,000. It keeps a storm of listeners that come back from delaying the others.
+	MaxOpenings int `yaml:"max_openings"`
 }
 
 // DefaultConfig returns the defaults.
@@ -45,7 +60,8 @@ func DefaultConfig() Config {
 		WriteTimeout: 30 * time.Second,
 		KeepAlive:    15 * time.Second,
 		MaxReplays:   64,
-		ReplayBytes:  256 << 10,
+		ReplayBytes:  4 << 20,
+		MaxOpenings:  16,
 	}
 }
 
@@ -58,8 +74,18 @@ func (c Config) Validate() error {
 		within("write_timeout", c.WriteTimeout, time.Second, 10*time.Minute),
 		within("keep_alive", c.KeepAlive, time.Second, 5*time.Minute),
 		within("max_replays", c.MaxReplays, 1, 10_000),
+		within("replay_reads", c.ReplayReads, 0, 1000),
+		within("max_openings", c.MaxOpenings, 1, 10_000),
 		within("replay_bytes", c.ReplayBytes, 64<<10, 64<<20),
 	)
+}
+
+// replayReads resolves ReplayReads.
+func (c Config) replayReads() int {
+	if c.ReplayReads > 0 {
+		return c.ReplayReads
+	}
+	return max(1, runtime.GOMAXPROCS(0)/2)
 }
 
 func within[T int | time.Duration](key string, v, low, high T) error {

@@ -2,8 +2,10 @@ package streamer
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
+	"os"
 	"syscall"
 	"time"
 )
@@ -17,6 +19,10 @@ type conn struct {
 	// torn says that the last write did not go out whole: whatever follows but its rest
 	// would be taken for the rest of a frame.
 	torn bool
+
+	// took is called whenever a socket that was full has taken some of what it was sent;
+	// nil: nobody asks.
+	took func()
 
 	// The next three belong to the write in progress; kept here so that a write
 	// allocates nothing.
@@ -100,9 +106,38 @@ func (c *conn) writeAll(ctx context.Context, b []byte, timeout time.Duration) er
 			return fmt.Errorf("write: %w", err)
 		}
 		b = b[len(piece):]
+		if c.took != nil {
+			c.took()
+		}
 	}
 	c.torn = false
 	return nil
+}
+
+// writeFor writes what the socket takes of b within d, and returns how much that was; fewer
+// bytes than given without an error means that the time is over. It is ended early as
+// writeAll is.
+func (c *conn) writeFor(ctx context.Context, b []byte, d time.Duration) (int, error) {
+	c.torn = true
+	if err := c.SetWriteDeadline(time.Now().Add(d)); err != nil {
+		return 0, fmt.Errorf("write: %w", err)
+	}
+	if ctx.Err() != nil {
+		return 0, context.Cause(ctx)
+	}
+	n, err := c.Write(b)
+	c.torn = n < len(b)
+	if n > 0 && c.took != nil {
+		c.took()
+	}
+	switch {
+	case err == nil, ctx.Err() == nil && errors.Is(err, os.ErrDeadlineExceeded):
+		return n, nil
+	case ctx.Err() != nil:
+		return n, context.Cause(ctx)
+	default:
+		return n, fmt.Errorf("write: %w", err)
+	}
 }
 
 // writePiece is how much a socket has to take within one timeout.

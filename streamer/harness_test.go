@@ -46,7 +46,7 @@ func checkGoroutines(t testing.TB) {
 			buf := make([]byte, 16<<20)
 			for g := range strings.SplitSeq(string(buf[:runtime.Stack(buf, true)]), "\n\n") {
 				if strings.Contains(g, "playhead/streamer") && !strings.Contains(g, "testing.tRunner(") &&
-					!strings.Contains(g, "testing.(*B).run") {
+					!strings.Contains(g, "testing.(*B).run") && !strings.Contains(g, "testing.fRunner(") {
 					left = append(left, g)
 				}
 			}
@@ -82,15 +82,21 @@ type fakeHistory struct {
 	watermark atomic.Int64 // of every partition; see setWatermark
 	highest   atomic.Int64 // the highest watermark so far
 	failing   atomic.Bool
-	failAfter atomic.Int64 // if positive, ReadSession fails when it has emitted so many
+	failAfter atomic.Int64 // if positive, ReadChunk fails when it has emitted so many
+	emitted   atomic.Int64 // since failAfter was set
 	reads     atomic.Int64
+	delay     atomic.Int64 // nanoseconds that ReadChunk takes
+
+	// ended, if set, is where a partition ends; no watermark is beyond it.
+	ended func(partition uint16) int64
 
 	mu     sync.RWMutex
 	events map[string][]*schema.Event // by workspace/session, in log order, no repeats
+	log    map[uint16][]*schema.Event // by partition, in log order, no repeats
 }
 
 func newFakeHistory() *fakeHistory {
-	return &fakeHistory{events: make(map[string][]*schema.Event)}
+	return &fakeHistory{events: make(map[string][]*schema.Event), log: make(map[uint16][]*schema.Event)}
 }
 
 // setWatermark moves the watermark, back as well: to a replay it makes no difference.
@@ -104,12 +110,17 @@ func (h *fakeHistory) add(e *schema.Event) {
 	defer h.mu.Unlock()
 	key := e.Workspace + "/" + e.Session
 	h.events[key] = append(h.events[key], e)
+	h.log[e.ID.Partition] = append(h.log[e.ID.Partition], e)
 }
 
 func (h *fakeHistory) of(workspace, session string, partition uint16, from, to schema.Position) []*schema.Event {
 	h.mu.RLock()
 	defer h.mu.RUnlock()
-	all := h.events[workspace+"/"+session]
+	return between(h.events[workspace+"/"+session], partition, from, to)
+}
+
+// between returns the events of [from, to) of a partition.
+func between(all []*schema.Event, partition uint16, from, to schema.Position) []*schema.Event {
 	at := func(p schema.Position) int {
 		p.Partition = partition
 		i, _ := slices.BinarySearchFunc(all, p, func(e *schema.Event, p schema.Position) int { return e.ID.Compare(p) })
@@ -118,34 +129,53 @@ func (h *fakeHistory) of(workspace, session string, partition uint16, from, to s
 	return all[at(from):max(at(from), at(to))]
 }
 
-func (h *fakeHistory) ReadSession(ctx context.Context, workspace, session string, partition uint16, from, to schema.Position,
-	f *schema.Filter, emit func(*schema.Event) error,
-) error {
-	n := 0
+func (h *fakeHistory) ReadChunk(ctx context.Context, scope schema.Scope, partition uint16, from, to schema.Position,
+	f *schema.Filter, maxBytes int,
+) (events []*schema.Event, next schema.Position, err error) {
 	h.reads.Add(1)
-	if to.Offset > h.highest.Load() {
-		return fmt.Errorf("asked up to %d, where no watermark ever was", to.Offset)
+	if d := h.delay.Load(); d > 0 {
+		select {
+		case <-time.After(time.Duration(d)):
+		case <-ctx.Done():
+			return nil, from, context.Cause(ctx)
+		}
 	}
-	failAfter := h.failAfter.Load()
-	for _, e := range h.of(workspace, session, partition, from, to) {
-		if h.failing.Load() || failAfter > 0 && int64(n) >= failAfter {
-			return errFakeHistory
-		}
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		if e.Hidden() || !f.Match(e) {
-			continue
-		}
-		n++
-		if err := emit(e); err != nil {
-			return err
-		}
+	if to.Offset > h.highest.Load() {
+		return nil, from, fmt.Errorf("asked up to %d, where no watermark ever was", to.Offset)
 	}
 	if h.failing.Load() {
-		return errFakeHistory
+		return nil, from, errFakeHistory
 	}
-	return nil
+	failAfter := h.failAfter.Load()
+	size := 0
+	for _, e := range h.ofScope(scope, partition, from, to) {
+		if err := ctx.Err(); err != nil {
+			return nil, from, err
+		}
+		if e.Hidden() || !scope.Holds(e) || !f.Match(e) {
+			continue
+		}
+		if failAfter > 0 && h.emitted.Add(1) > failAfter {
+			return nil, from, errFakeHistory
+		}
+		events = append(events, e)
+		if size += e.Size(); size >= maxBytes {
+			next = e.ID.Position
+			next.Offset++
+			return events, next, nil
+		}
+	}
+	return events, to, nil
+}
+
+// ofScope is what lies in [from, to) of a partition, in log order; of a session, only that.
+func (h *fakeHistory) ofScope(scope schema.Scope, partition uint16, from, to schema.Position) []*schema.Event {
+	if scope.Session != "" {
+		return h.of(scope.Workspace, scope.Session, partition, from, to)
+	}
+	h.mu.RLock()
+	defer h.mu.RUnlock()
+	return between(h.log[partition], partition, from, to)
 }
 
 func (h *fakeHistory) SessionBase(_ context.Context, workspace, session string, to schema.Position) (schema.Session, error) {
@@ -159,7 +189,12 @@ func (h *fakeHistory) SessionBase(_ context.Context, workspace, session string, 
 	return s, nil
 }
 
-func (h *fakeHistory) Watermark(uint16) int64 { return h.watermark.Load() }
+func (h *fakeHistory) Watermark(partition uint16) int64 {
+	if h.ended != nil {
+		return min(h.watermark.Load(), h.ended(partition))
+	}
+	return h.watermark.Load()
+}
 
 var errFakeHistory = fmt.Errorf("fake history is away")
 
@@ -179,6 +214,7 @@ type env struct {
 	t         testing.TB
 	cfg       Config
 	placement schema.Placement
+	epoch     uint8 // of the log
 	kafkaCfg  kafka.Config
 	broker    *kafka.Embedded
 	log       *kafka.Log
@@ -193,6 +229,7 @@ type env struct {
 	mu      sync.Mutex // guards what follows, which produce fills
 	windows map[uint16]*schema.Window
 	visible map[string][]*schema.Event // by session: what a stream must deliver, in order
+	inOrder map[uint16][]*schema.Event // the same by partition
 	ends    map[uint16]int64
 	unread  atomic.Int64 // numbers generated ids
 }
@@ -218,9 +255,11 @@ func startEnv(t testing.TB, cfg Config, partitions int) *env {
 	e := &env{
 		t: t, cfg: cfg, broker: broker, kafkaCfg: broker.Config(),
 		placement: schema.Placement{Partitions: partitions, Shards: schema.DefaultShards},
+		epoch:     1,
 		history:   newFakeHistory(),
 		windows:   make(map[uint16]*schema.Window),
 		visible:   make(map[string][]*schema.Event),
+		inOrder:   make(map[uint16][]*schema.Event),
 		ends:      make(map[uint16]int64),
 	}
 	if err := kafka.EnsureTopics(ctx, e.kafkaCfg); err != nil {
@@ -251,17 +290,19 @@ func (e *env) serve() *env {
 	if err != nil {
 		e.t.Fatal(err)
 	}
-	past := &Past{History: e.history, Log: e.log, Epoch: 1, Placement: e.place, Rule: e.cfg.Tape.Rule()}
+	past := &Past{History: e.history, Log: e.log, Epoch: e.epoch, Placement: e.place, Rule: e.cfg.Tape.Rule()}
 	e.tapeStats = prometheus.NewRegistry()
 	e.tapes, err = tape.Start(e.cfg.Tape, tape.Deps{
-		Kafka: opts, Log: e.log, Past: past, Epoch: 1, Partitions: e.placement.Partitions, Placement: e.place,
+		Kafka: opts, Log: e.log, Past: past, Epoch: e.epoch, Partitions: e.placement.Partitions, Placement: e.place,
 		Metrics: tape.NewMetrics(e.tapeStats), Logger: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		e.t.Fatal(err)
 	}
 	e.t.Cleanup(e.tapes.Close)
-	e.hub, err = StartHub(e.cfg, e.tapes, past, NewMetrics(prometheus.NewRegistry()), slog.New(slog.DiscardHandler))
+	e.hub, err = StartHub(e.cfg, Deps{
+		Tapes: e.tapes, Past: past, Metrics: NewMetrics(prometheus.NewRegistry()), Logger: slog.New(slog.DiscardHandler),
+	})
 	if err != nil {
 		e.t.Fatal(err)
 	}
@@ -331,7 +372,7 @@ func (e *env) produce(events ...*schema.Event) {
 	defer e.mu.Unlock()
 	for i, ev := range events {
 		p := uint16(records[i].Partition)
-		ev.ID.Position = schema.Position{Epoch: 1, Partition: p, Offset: records[i].Offset}
+		ev.ID.Position = schema.Position{Epoch: e.epoch, Partition: p, Offset: records[i].Offset}
 		e.ends[p] = records[i].Offset + 1
 		w := e.windows[p]
 		if w == nil {
@@ -344,6 +385,7 @@ func (e *env) produce(events ...*schema.Event) {
 		e.history.add(ev)
 		if !ev.Hidden() {
 			e.visible[ev.Session] = append(e.visible[ev.Session], ev)
+			e.inOrder[p] = append(e.inOrder[p], ev)
 		}
 	}
 }
@@ -417,7 +459,7 @@ func (e *env) live(n int) {
 		e.hub.mu.Lock()
 		defer e.hub.mu.Unlock()
 		resting := 0
-		for s := range e.hub.subs {
+		for _, s := range e.hub.subs {
 			if s.sched.Load() == stateResting {
 				resting++
 			}
@@ -531,7 +573,7 @@ func (c *client) next() (frame, error) {
 		case name == "data":
 			f.data = value
 		case name == "retry":
-			f.retry = value
+			return frame{retry: value}, nil
 		default:
 			return f, fmt.Errorf("line %q is not of an event stream", line)
 		}
@@ -620,8 +662,8 @@ func (e *env) dump() string {
 	e.hub.mu.Lock()
 	defer e.hub.mu.Unlock()
 	out := fmt.Sprintf("%d slots, %d subscriptions, %d queued, %d replays\n",
-		e.hub.slots, len(e.hub.subs), len(e.hub.queue), len(e.hub.replays))
-	for s := range e.hub.subs {
+		e.hub.slots, len(e.hub.subs), len(e.hub.queue), e.hub.cfg.MaxReplays-len(e.hub.replays.free))
+	for _, s := range e.hub.subs {
 		out += fmt.Sprintf("sched %d, ending %v, cause %v\n", s.sched.Load(), s.ending.Load(), context.Cause(s.ctx))
 	}
 	buf := make([]byte, 4<<20)

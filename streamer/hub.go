@@ -5,12 +5,16 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"net"
 	"runtime"
+	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"time"
 
+	"github.com/playhead-dev/playhead/internal/control"
+	"github.com/playhead-dev/playhead/internal/presence"
+	"github.com/playhead-dev/playhead/schema"
 	"github.com/playhead-dev/playhead/streamer/tape"
 )
 
@@ -26,35 +30,96 @@ type Hub struct {
 	metrics *Metrics
 	logger  *slog.Logger
 
-	queue   chan *subscription // those with something to do, each at most once
-	replays chan struct{}      // a slot for each replay that may run
-	hangups *hangups
+	limits   func(workspace string) control.Limits
+	counts   Counts
+	live     func(keyID string) bool
+	appender Appender
+	relay    func(ctx context.Context, message []byte) error
+	views    []*View
 
-	mu      sync.Mutex
-	subs    map[*subscription]struct{}
+	queue    chan *subscription // those with something to do, each at most once
+	openings *slots             // one for each stream that may be opened at once
+	replays  *slots             // one for each replay that may run
+	reads    *slots             // one for each read of history or log that may run
+	bursts   *slots             // one for each replay that may encode and send at once
+	hangups  *hangups
+	node     string // part of the ids of its connections
+	opened   atomic.Uint64
+
+	mu      sync.Mutex               // guards what follows
+	subs    map[string]*subscription // by id
+	wheel   *wheel
 	slots   int // streams open or about to be
 	closing bool
-	empty   chan struct{} // closed when closing and no subscription is left
+	// deliveries are the commands from other nodes that are under way.
+	deliveries int
+	empty      chan struct{} // closed when closing and no subscription is left
+
+	burst  atomic.Int64 // streams opened since memory was last given back
+	settle *time.Timer  // when the burst is over
 
 	stop chan struct{}  // closed to end workers and wheel
 	wg   sync.WaitGroup // workers, wheel, hang-up watch, drains, replays
 }
 
+// Deps are the parts a Hub works with.
+type Deps struct {
+	Tapes   *tape.Tapes
+	Past    *Past
+	Metrics *Metrics
+	Logger  *slog.Logger
+
+	// Limits are those of a workspace; nil: there are none.
+	Limits func(workspace string) control.Limits
+	// Counts counts the open streams of all nodes; nil: nobody does.
+	Counts Counts
+	// Live reports whether a key is neither revoked nor expired; nil: all are live. It is
+	// asked about a stream's key once EndKey would find the stream, so that a key revoked
+	// while its stream was being opened leaves none behind.
+	Live func(keyID string) bool
+	// Appender takes the events that come in on sockets; nil: they are refused.
+	Appender Appender
+	// Relay takes a command to the other nodes, whose hubs are to Deliver it; nil: there are
+	// none. It may be lost.
+	Relay func(ctx context.Context, message []byte) error
+}
+
+// Counts counts the open streams of all nodes.
+type Counts interface {
+	// Acquire counts a stream, or returns a *presence.LimitError. release uncounts it.
+	Acquire(workspace, key, class string, limits presence.Limits) (release func(), err error)
+}
+
+// Appender makes events durable that clients send on their streams.
+type Appender interface {
+	// AppendJSON appends one event, in the form in which POST /v1/events takes it, on
+	// behalf of who. The result is that of the API; an error is a *httpapi.Error.
+	AppendJSON(ctx context.Context, who control.Principal, event []byte) (result []byte, err error)
+}
+
 // StartHub returns a running hub. The caller ends it by Close.
-func StartHub(cfg Config, tapes *tape.Tapes, past *Past, m *Metrics, logger *slog.Logger) (*Hub, error) {
+func StartHub(cfg Config, d Deps) (*Hub, error) {
 	hangups, err := newHangups()
 	if err != nil {
 		return nil, fmt.Errorf("streamer: %w", err)
 	}
 	h := &Hub{
-		cfg: cfg, tapes: tapes, past: past, metrics: m, logger: logger,
-		queue:   make(chan *subscription, cfg.MaxStreams),
-		replays: make(chan struct{}, cfg.MaxReplays),
-		hangups: hangups,
-		subs:    make(map[*subscription]struct{}),
-		empty:   make(chan struct{}),
-		stop:    make(chan struct{}),
+		cfg: cfg, tapes: d.Tapes, past: d.Past, metrics: d.Metrics, logger: d.Logger,
+		limits: d.Limits, counts: d.Counts, live: d.Live, appender: d.Appender, relay: d.Relay,
+		views:    views(),
+		queue:    make(chan *subscription, cfg.MaxStreams),
+		openings: newSlots(cfg.MaxOpenings),
+		replays:  newSlots(cfg.MaxReplays),
+		reads:    newSlots(cfg.replayReads()),
+		bursts:   newSlots(cfg.replayReads()),
+		hangups:  hangups,
+		node:     newNodeID(),
+		subs:     make(map[string]*subscription),
+		wheel:    newWheel(cfg.KeepAlive, max(maxHeartbeat, maxBeat*cfg.KeepAlive)),
+		empty:    make(chan struct{}),
+		stop:     make(chan struct{}),
 	}
+	h.settle = time.AfterFunc(burstPause, h.giveBack)
 	workers := cfg.Workers
 	if workers == 0 {
 		workers = runtime.GOMAXPROCS(0)
@@ -68,7 +133,7 @@ func StartHub(cfg Config, tapes *tape.Tapes, past *Past, m *Metrics, logger *slo
 }
 
 // Reserve takes a slot for a stream. It returns ErrTooManyStreams or, once Close has
-// begun, errShutdown. Every success is followed by Adopt or Release.
+// begun, errShutdown. Every success is followed by adopt or Release.
 func (h *Hub) Reserve() error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -96,45 +161,107 @@ func (h *Hub) releaseLocked() {
 	}
 }
 
-// Adopt takes over a connection in a reserved slot and serves req on it until the
-// client leaves or Close. head is written first. It returns at once; the connection is
-// the hub's from here on.
-func (h *Hub) Adopt(nc net.Conn, head []byte, t *tape.Tape, req Request) {
+// opening is a stream about to begin.
+type opening struct {
+	id      string
+	req     Request
+	legs    []place
+	wire    wire
+	head    []byte // written first
+	release func() // gives back what was taken for it; called once it is over
+	alive   func() // called when a client that was slow has taken something; nil: nobody asks
+	finish  func() // ends the connection once the goodbye is written; nil closes it
+}
+
+// place is where one leg begins.
+type place struct {
+	tape *tape.Tape
+	from schema.Position
+}
+
+// adopt takes over a connection in a reserved slot and serves o on it until the client
+// leaves or Close. It returns at once; the connection is the hub's from here on.
+func (h *Hub) adopt(nc net.Conn, o opening) *subscription {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	s := &subscription{
-		hub: h, req: req, conn: newConn(nc), ctx: ctx, cancel: cancel, tape: t, pos: req.From,
-		bucket: rand.IntN(wheelBuckets),
+		hub: h, id: o.id, req: o.req, wire: o.wire, conn: newConn(nc), ctx: ctx, cancel: cancel,
+		release: o.release, finish: o.finish, filterKey: o.req.Filter.Key(),
+	}
+	s.conn.took = o.alive
+	if s.finish == nil {
+		s.finish = func() { _ = s.conn.Close() } // the client is gone or told
+	}
+	s.legs = s.one[:]
+	if len(o.legs) > 1 {
+		s.legs = make([]leg, len(o.legs))
+	}
+	for i, p := range o.legs {
+		l := &s.legs[i]
+		l.sub, l.tape, l.pos = s, p.tape, p.from
+	}
+	if o.req.Speed > 0 {
+		s.pace = &pacer{speed: o.req.Speed}
+	}
+	if o.req.EventsPerMinute > 0 {
+		s.rate = newThrottle(o.req.EventsPerMinute, time.Now())
 	}
 	s.sched.Store(running)
 	h.mu.Lock()
-	h.subs[s] = struct{}{}
+	h.subs[s.id] = s
+	h.wheel.add(s)
 	closing := h.closing
 	h.mu.Unlock()
-	h.metrics.streams.Inc()
+	h.metrics.opened(s.req.View)
+	if h.burst.Add(1) >= burstStreams {
+		h.settle.Reset(burstPause)
+	}
 	if closing {
 		s.end(errShutdown)
 	}
-	if err := h.hangups.watch(s); err != nil {
-		s.end(err)
+	if h.live != nil && !h.live(s.req.KeyID) {
+		s.end(errKeyEnded)
 	}
-	s.pending = head
-	n, err := s.conn.tryWrite(head)
+	if !s.req.Expires.IsZero() {
+		s.expiry = time.AfterFunc(time.Until(s.req.Expires), func() { s.end(errKeyEnded) })
+	}
+	if !s.req.View.WebSocket { // the reader of a WebSocket notices
+		if err := h.hangups.watch(s); err != nil {
+			s.end(err)
+		}
+	}
+	n, err := s.conn.tryWrite(o.head)
 	if err != nil {
 		s.end(err)
 	}
-	s.pending = s.pending[n:]
+	s.pending = o.head[n:]
 	if len(s.pending) > 0 {
 		h.wg.Go(s.drain)
-		return
+		return s
 	}
 	s.pending = nil
 	h.queue <- s
+	return s
+}
+
+// Opening a stream leaves some kilobytes of garbage behind, more than the stream needs
+// afterwards. When many were opened and no more come, the memory is given back at once: the
+// runtime by itself takes minutes. It costs one collection.
+const (
+	burstStreams = 500
+	burstPause   = 3 * time.Second
+)
+
+func (h *Hub) giveBack() {
+	if h.burst.Swap(0) >= burstStreams {
+		debug.FreeOSMemory()
+	}
 }
 
 // worker is the scratch space of one working goroutine.
 type worker struct {
 	entries []*tape.Entry
 	out     []byte
+	tail    []byte
 }
 
 // work serves subscriptions that have something to do.
@@ -152,7 +279,7 @@ func (h *Hub) work() {
 
 // serve gives a subscription one turn and decides who runs it next.
 func (h *Hub) serve(w *worker, s *subscription) {
-	if !s.attached && !s.ending.Load() && (s.req.CloseAtEnd || !s.attach()) {
+	if !s.ending.Load() && !s.attached() && (s.pace != nil || s.req.CloseAtEnd || !s.attach()) {
 		h.wg.Go(s.replay)
 		return
 	}
@@ -177,68 +304,42 @@ func (h *Hub) serve(w *worker, s *subscription) {
 	}
 }
 
+// later wakes s after a while, as if there were news. While it is to be woken already, it
+// does nothing: a stream that may not send is asked again at every event that comes.
+func (h *Hub) later(s *subscription, d time.Duration) {
+	if s.timed.Swap(true) {
+		return
+	}
+	time.AfterFunc(d, func() { // ends by itself; waking a stream that has ended does nothing
+		s.timed.Store(false)
+		for i := range s.legs {
+			s.legs[i].fresh.Store(true)
+		}
+		s.Wake()
+	})
+}
+
 // takeDown ends a subscription for good. Its state stays running: nobody runs it again.
 func (h *Hub) takeDown(s *subscription) {
 	reason := context.Cause(s.ctx)
 	s.detach()
-	h.hangups.forget(s)
-	if errors.Is(reason, errShutdown) && !s.conn.torn {
-		// A goodbye, if the socket takes it: when to come back, spread out.
-		_, _ = s.conn.tryWrite(fmt.Appendf(nil, "retry: %d\n\n", 500+rand.IntN(2500)))
+	if s.expiry != nil {
+		s.expiry.Stop()
 	}
-	_ = s.conn.Close() // the client is gone or told; nothing is left to do about an error
-	h.metrics.ended(reason)
-	h.metrics.streams.Dec()
+	if s.watchID != 0 {
+		h.hangups.forget(s)
+	}
+	if !s.conn.torn { // or it would be taken for the rest of a frame
+		_, _ = s.conn.tryWrite(s.wire.goodbye(s.pending, s, reason))
+	}
+	s.finish()
+	h.metrics.ended(s.req.View, reason)
+	s.release()
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	delete(h.subs, s)
+	delete(h.subs, s.id)
+	h.wheel.remove(s)
 	h.releaseLocked()
-}
-
-func (s *subscription) attach() bool {
-	if s.pos.Epoch == s.tape.Epoch() {
-		_, s.attached = s.tape.Attach(s, s.req.Workspace, s.req.Session, s.pos.Offset)
-	}
-	return s.attached
-}
-
-func (s *subscription) detach() {
-	if s.attached {
-		s.tape.Detach(s, s.req.Workspace, s.req.Session)
-		s.attached = false
-	}
-}
-
-// wheelBuckets spreads the keep-alives of many streams over their period.
-const wheelBuckets = 64
-
-// turnWheel sends each stream a comment once a KeepAlive.
-func (h *Hub) turnWheel() {
-	tick := time.NewTicker(h.cfg.KeepAlive / wheelBuckets)
-	defer tick.Stop()
-	for bucket := 0; ; bucket = (bucket + 1) % wheelBuckets {
-		select {
-		case <-tick.C:
-		case <-h.stop:
-			return
-		}
-		for _, s := range h.inBucket(bucket) {
-			s.keepAlive.Store(true)
-			s.Wake()
-		}
-	}
-}
-
-func (h *Hub) inBucket(bucket int) []*subscription {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	var out []*subscription
-	for s := range h.subs {
-		if s.bucket == bucket {
-			out = append(out, s)
-		}
-	}
-	return out
 }
 
 // Close ends all streams with a goodbye, refuses new ones, and waits for everything
@@ -255,7 +356,7 @@ func (h *Hub) Close(ctx context.Context) error {
 		close(h.empty)
 	}
 	subs := make([]*subscription, 0, len(h.subs))
-	for s := range h.subs {
+	for _, s := range h.subs {
 		subs = append(subs, s)
 	}
 	h.mu.Unlock()
@@ -269,6 +370,7 @@ func (h *Hub) Close(ctx context.Context) error {
 		err = fmt.Errorf("end streams: %w", context.Cause(ctx))
 	}
 	close(h.stop)
+	h.settle.Stop()
 	err = errors.Join(err, h.hangups.stop())
 	if h.wait(ctx) {
 		err = errors.Join(err, h.hangups.close())
@@ -281,7 +383,7 @@ func (h *Hub) Close(ctx context.Context) error {
 func (h *Hub) cut() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	for s := range h.subs {
+	for _, s := range h.subs {
 		_ = s.conn.Close()
 	}
 }

@@ -8,7 +8,7 @@ import (
 
 // Metrics counts what the streams of one node do.
 type Metrics struct {
-	streams   prometheus.Gauge
+	streams   *prometheus.GaugeVec
 	slow      prometheus.Gauge
 	replaying prometheus.Gauge
 	delivered prometheus.Counter
@@ -20,14 +20,15 @@ type Metrics struct {
 // NewMetrics registers the metrics with reg.
 func NewMetrics(reg prometheus.Registerer) *Metrics {
 	m := &Metrics{
-		streams:   prometheus.NewGauge(prometheus.GaugeOpts{Name: "playhead_streams", Help: "Open streams."}),
+		streams: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "playhead_streams", Help: "Open streams, by view."},
+			[]string{"view"}),
 		slow:      prometheus.NewGauge(prometheus.GaugeOpts{Name: "playhead_streams_slow", Help: "Streams whose socket is full."}),
 		replaying: prometheus.NewGauge(prometheus.GaugeOpts{Name: "playhead_streams_replaying", Help: "Streams that are being replayed to."}),
 		delivered: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "playhead_stream_events_total", Help: "Events delivered from the tape.",
 		}),
 		replayed: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "playhead_stream_replayed_events_total", Help: "Events replayed, by where they were read (clickhouse, kafka).",
+			Name: "playhead_stream_replayed_events_total", Help: "Events replayed, by where they were read (clickhouse, kafka, tape).",
 		}, []string{"source"}),
 		dropped: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "playhead_stream_dropped_events_total", Help: "Events that slow streams missed and were told of.",
@@ -40,9 +41,22 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 	return m
 }
 
-func (m *Metrics) ended(reason error) {
+func (m *Metrics) opened(v *View) { m.streams.WithLabelValues(v.Name).Inc() }
+
+func (m *Metrics) ended(v *View, reason error) {
+	m.streams.WithLabelValues(v.Name).Dec()
 	label := "write"
+	var closed *closeError
+	var cancelled *cancelledError
 	switch {
+	case errors.As(reason, &closed):
+		label = "client"
+	case errors.As(reason, &cancelled):
+		label = "cancelled"
+	case errors.Is(reason, errKeyEnded):
+		label = "key"
+	case errors.Is(reason, errLogAway):
+		label = "log"
 	case errors.Is(reason, errHungUp):
 		label = "client"
 	case errors.Is(reason, errShutdown):

@@ -12,11 +12,11 @@ import (
 
 // History is the materialised part of the log.
 type History interface {
-	// ReadSession calls emit for the visible, matching events of a session whose position
-	// p has from <= p < to, in log order. emit may block: nothing is held meanwhile but
-	// memory. Its error ends the reading and is returned as it is.
-	ReadSession(ctx context.Context, workspace, session string, partition uint16, from, to schema.Position,
-		f *schema.Filter, emit func(*schema.Event) error) error
+	// ReadChunk returns the first visible events of a scope that f takes and whose position
+	// p in the partition has from <= p < to, in log order, about maxBytes of them, and where
+	// to read on: to itself when there are no more. The events are the caller's.
+	ReadChunk(ctx context.Context, scope schema.Scope, partition uint16, from, to schema.Position,
+		f *schema.Filter, maxBytes int) (events []*schema.Event, next schema.Position, err error)
 	// SessionBase folds the session's records below to.
 	SessionBase(ctx context.Context, workspace, session string, to schema.Position) (schema.Session, error)
 	// Watermark returns the first offset of the partition that is not materialised yet.
@@ -40,6 +40,9 @@ type Past struct {
 	Epoch     uint8
 	Placement func(workspace string) schema.Placement
 	Rule      schema.DedupeRule
+	// ShortGap is how many offsets below the tape streams of several sessions read from Kafka,
+	// if that still has them, rather than from ClickHouse.
+	ShortGap int64
 }
 
 var _ tape.Past = (*Past)(nil)
@@ -70,7 +73,7 @@ func (p *Past) SessionBase(ctx context.Context, workspace, session string, to sc
 		watermark = max(watermark, start)
 	}
 	rest := schema.NewSession()
-	if _, err := p.reader(workspace, session, to.Partition, nil).Read(ctx, watermark, to.Offset, func(e *schema.Event) error {
+	if _, err := p.reader(schema.Scope{Workspace: workspace, Session: session}, to.Partition, nil).Read(ctx, watermark, to.Offset, func(e *schema.Event) error {
 		rest.Apply(e)
 		return nil
 	}); err != nil {
@@ -83,10 +86,9 @@ func (p *Past) SessionBase(ctx context.Context, workspace, session string, to sc
 // ClickHouse: well below a second's read.
 const maxColdFold = 200_000
 
-// reader reads a session's records from Kafka. judge may be nil.
-func (p *Past) reader(workspace, session string, partition uint16, judge sessionlog.Judge) *sessionlog.Reader {
+// reader reads a scope's records from Kafka. judge may be nil.
+func (p *Past) reader(scope schema.Scope, partition uint16, judge sessionlog.Judge) *sessionlog.Reader {
 	return &sessionlog.Reader{
-		Log: p.Log, Rule: p.Rule, Judge: judge,
-		Workspace: workspace, Session: session, Epoch: p.Epoch, Partition: partition,
+		Log: p.Log, Rule: p.Rule, Judge: judge, Scope: scope, Epoch: p.Epoch, Partition: partition,
 	}
 }

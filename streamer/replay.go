@@ -4,231 +4,562 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"runtime"
 	"time"
 
-	"github.com/playhead-dev/playhead/internal/sessionlog"
 	"github.com/playhead-dev/playhead/schema"
+	"github.com/playhead-dev/playhead/streamer/tape"
 )
 
-// replay sends what lies between the position and the tape, stretch by stretch, and leaves
-// the subscription to the workers at the tape's edge.
+// replay sends what lies between the position and the tapes, and leaves the subscription
+// to the workers at their edge.
 //
-// Why no event is lost or sent twice at the seams: the position is the only state. A
-// stretch is read from it, written, and moves it beyond what was written. ClickHouse is read below the watermark, where every row is final; Kafka from
-// there; and Attach succeeds only while the tape still covers the position.
+// Why no event is lost or sent twice at the seams: the position is the only state. A chunk
+// is read from it, sent, and moves it beyond what was sent. ClickHouse is read below the
+// watermark, where every row is final; Kafka from there; and a leg gets its seat on the
+// tape only while that still covers the position.
 func (s *subscription) replay() {
 	h := s.hub
 	defer func() { h.queue <- s }()
-	if err := s.awaitReplaySlot(); err != nil {
-		s.end(err)
-		return
-	}
-	defer func() { <-h.replays }()
+	nudge := make(chan struct{}, 1)
+	s.nudge.Store(&nudge)
+	defer s.nudge.Store(nil)
 	h.metrics.replaying.Inc()
 	defer h.metrics.replaying.Dec()
-	r := &replayer{sub: s, kafka: h.past.reader(s.req.Workspace, s.req.Session, s.tape.Partition(), s.tape)}
-	for s.ctx.Err() == nil {
-		if s.attach() {
-			s.arrived()
-			return
+	r := newReplay(s, nudge)
+	defer r.close()
+	err := r.run()
+	s.pending = append(s.pending[:0], r.buf...)
+	if err != nil && s.ctx.Err() == nil {
+		if errors.Is(err, errHistoryAway) || errors.Is(err, errLogAway) {
+			h.logger.Warn("replay needs what cannot be read", "stream", s.id, "error", err)
 		}
-		if err := s.betweenChunks(); err != nil {
-			return
-		}
-		if err := r.stretch(); err != nil {
-			s.replayFailed(err)
-			return
-		}
-	}
-}
-
-// awaitReplaySlot waits for a turn, keeping the stream alive meanwhile.
-func (s *subscription) awaitReplaySlot() error {
-	select {
-	case s.hub.replays <- struct{}{}:
-		return nil
-	default:
-	}
-	tick := time.NewTicker(s.hub.cfg.KeepAlive)
-	defer tick.Stop()
-	for {
-		select {
-		case s.hub.replays <- struct{}{}:
-			return nil
-		case <-tick.C:
-			if err := s.write([]byte(s.req.View.KeepAlive)); err != nil {
-				return err
-			}
-		case <-s.ctx.Done():
-			return context.Cause(s.ctx)
-		}
-	}
-}
-
-// betweenChunks sends what is due beside events: that some were lost before the replay
-// began, and a comment if the replay finds little to send.
-func (s *subscription) betweenChunks() error {
-	b := s.appendDropped(nil)
-	if s.keepAlive.Swap(false) {
-		b = append(b, s.req.View.KeepAlive...)
-	}
-	if err := s.write(b); err != nil {
 		s.end(err)
+	}
+}
+
+// replay is the work of one replay: its legs' readers, merged by time.
+type replay struct {
+	sub     *subscription
+	nudge   <-chan struct{} // the subscription was woken
+	readers []*reader
+	slot    bool      // it holds one of the hub's slots
+	since   time.Time // when it took the slot
+	burst   bool      // it holds one of the hub's bursts, and is not to wait for anything else
+	moves   int       // how often what was read ahead was thrown away
+	bytes   int       // how much to read at a time, of all legs together
+
+	buf         []byte // frames not yet sent
+	frame, tail []byte // scratch
+	counts      map[string]int
+}
+
+// reader reads one leg ahead of what is sent.
+type reader struct {
+	leg    *leg
+	source source
+	chunk  chunk // being sent
+	sent   int   // of chunk.events
+
+	ahead  chan fetched // the next chunk, being read; nil: none is
+	cancel context.CancelFunc
+
+	quiet time.Time // until then there is no point in looking for more
+}
+
+type fetched struct {
+	chunk chunk
+	err   error
+}
+
+func newReplay(s *subscription, nudge <-chan struct{}) *replay {
+	r := &replay{sub: s, nudge: nudge, bytes: s.hub.cfg.ReplayBytes, counts: make(map[string]int)}
+	past := s.hub.past
+	for i := range s.legs {
+		l := &s.legs[i]
+		r.readers = append(r.readers, &reader{leg: l, source: source{
+			hub: s.hub, scope: s.req.Scope, filter: &s.req.Filter,
+			kafka: past.reader(s.req.Scope, l.tape.Partition(), l.tape),
+		}})
+	}
+	return r
+}
+
+// run replays until every leg has its seat, or something ends it.
+func (r *replay) run() error {
+	s := r.sub
+	if err := s.write(s.pending); err != nil {
 		return err
 	}
+	s.pending = nil
+	for {
+		if err := r.errands(); err != nil {
+			return err
+		}
+		if s.paused {
+			r.releaseSlot()
+			if err := r.wait(0); err != nil {
+				return err
+			}
+			continue
+		}
+		head, edge, err := r.head()
+		switch {
+		case err != nil:
+			return err
+		case head != nil:
+			if err := r.send(head); err != nil {
+				return err
+			}
+		case edge && s.attach():
+			if err := r.flush(); err != nil {
+				return err
+			}
+			return r.arrived()
+		case edge:
+			r.lookAgain()
+		}
+	}
+}
+
+// lookAgain has all that wait for more at an edge read on: a tape has failed there, or has
+// shed what was still to be had of it.
+func (r *replay) lookAgain() {
+	if r.sub.pace != nil {
+		r.sub.detach() // or the one that waits would hold up the others' events
+	}
+	for _, rd := range r.readers {
+		rd.quiet = time.Time{}
+	}
+}
+
+// errands does what is due beside events: commands, a heartbeat, a loss to be told.
+func (r *replay) errands() error {
+	s := r.sub
+	if s.ctx.Err() != nil {
+		return context.Cause(s.ctx)
+	}
+	if s.mail.Load() {
+		r.drop() // a command may change what is read, and how
+		r.buf = s.obey(r.buf)
+	}
+	r.buf = s.appendDropped(r.buf)
+	if s.beatDue.Swap(false) {
+		r.buf = s.wire.heartbeat(r.buf, s)
+		if s.req.Notices {
+			r.buf = s.wire.position(r.buf, s)
+		}
+		return r.flush()
+	}
 	return nil
+}
+
+// drop throws away what was read ahead. The position knows nothing of it.
+func (r *replay) drop() {
+	r.endBurst()
+	r.moves++
+	for _, rd := range r.readers {
+		rd.drop()
+	}
+}
+
+// head returns the reader whose next event is the earliest by time. It returns nil if
+// there is none, with edge, or if it has to be asked again. The order between sessions is
+// that of their append times as far as each partition's log allows it.
+func (r *replay) head() (first *reader, edge bool, err error) {
+	moves := r.moves
+	for _, rd := range r.readers {
+		has, err := r.fill(rd)
+		if err != nil {
+			return nil, false, err
+		}
+		if r.moves != moves {
+			return nil, false, nil
+		}
+		if has && (first == nil || rd.event().ID.TimeMs < first.event().ID.TimeMs) {
+			first = rd
+		}
+	}
+	return first, first == nil, nil
+}
+
+func (rd *reader) event() *schema.Event { return rd.chunk.events[rd.sent] }
+
+// fill reports whether the reader has an event, reading on if it must.
+func (r *replay) fill(rd *reader) (bool, error) {
+	for {
+		if rd.sent < len(rd.chunk.events) {
+			return true, nil
+		}
+		if rd.leg.seat != nil || rd.ahead == nil && time.Now().Before(rd.quiet) {
+			return false, nil
+		}
+		if rd.ahead == nil {
+			if err := r.begin(rd); err != nil || rd.leg.seat != nil {
+				return false, err
+			}
+		}
+		moves := r.moves
+		c, err := r.await(rd)
+		if err != nil {
+			return false, err
+		}
+		if r.moves != moves {
+			return false, nil
+		}
+		rd.chunk, rd.sent = c, 0
+		if c.lost != nil {
+			r.buf = r.sub.wire.gap(r.buf, c.lost.from, c.lost.to)
+			rd.leg.pos = c.lost.to.Position
+		}
+		if len(c.events) > 0 {
+			if c.source != "tape" && !r.overdue() {
+				r.fetch(rd, c.next)
+			}
+			continue
+		}
+		rd.leg.pos = c.next
+		if c.edge {
+			if r.sub.pace == nil {
+				continue // and take the seat
+			}
+			rd.quiet = time.Now().Add(edgePause)
+			return false, nil
+		}
+		if err := r.errands(); err != nil { // a long stretch of others' events
+			return false, err
+		}
+		if r.moves != moves {
+			return false, nil
+		}
+	}
+}
+
+// edgePause is how long a paced replay leaves a partition alone that has nothing more,
+// while others have.
+const edgePause = 50 * time.Millisecond
+
+// slice is how long a replay keeps its slot while others wait for one.
+const slice = time.Second
+
+// begin has the reader read on from its position, if its tape does not cover that.
+func (r *replay) begin(rd *reader) error {
+	if rd.leg.tape.Err() != nil {
+		if err := r.reopen(rd); err != nil {
+			return err
+		}
+	}
+	if r.sub.pace == nil && rd.leg.attach() {
+		return nil
+	}
+	if r.overdue() {
+		r.yield()
+	}
+	if err := r.takeSlot(); err != nil {
+		return err
+	}
+	r.fetch(rd, rd.leg.pos)
+	return nil
+}
+
+// overdue reports whether it is another replay's turn.
+func (r *replay) overdue() bool {
+	return r.slot && r.sub.hub.replays.contended() && time.Since(r.since) > slice
+}
+
+// yield gives the slot to whoever waits for it, and the memory with it.
+func (r *replay) yield() {
+	r.drop()
+	r.releaseSlot()
+}
+
+// fetch begins to read the chunk at pos.
+func (r *replay) fetch(rd *reader, pos schema.Position) {
+	h := r.sub.hub
+	ctx, cancel := context.WithCancel(r.sub.ctx)
+	ahead := make(chan fetched, 1)
+	rd.ahead, rd.cancel = ahead, cancel
+	rd.source.unhurried = r.sub.pace != nil || r.sub.rate != nil
+	t, bytes := rd.leg.tape, r.bytes
+	if rd.source.unhurried {
+		bytes = min(bytes, unhurriedBytes) // it is held for long, and without a slot
+	}
+	bytes /= len(r.readers)
+	h.wg.Go(func() { // ended by drop, which waits for its answer
+		var f fetched
+		if f.err = h.reads.take(ctx, nil, nil); f.err == nil {
+			f.chunk, f.err = rd.source.read(ctx, t, pos, bytes)
+			h.reads.give()
+		}
+		ahead <- f
+	})
+}
+
+// unhurriedBytes is how much a replay reads at a time that waits between events.
+const unhurriedBytes = 256 << 10
+
+// await waits for the chunk that is being read, doing errands meanwhile.
+func (r *replay) await(rd *reader) (chunk, error) {
+	moves := r.moves
+	if err := r.flushBefore(rd.ahead); err != nil || r.moves != moves {
+		return chunk{}, err
+	}
+	for {
+		select {
+		case f := <-rd.ahead:
+			rd.ahead = nil
+			rd.cancel()
+			if errors.Is(f.err, errTapeFailed) {
+				return chunk{next: rd.leg.pos}, nil // begin gets another one
+			}
+			return f.chunk, f.err
+		case <-r.nudge:
+			if err := r.errands(); err != nil || r.moves != moves {
+				return chunk{}, err
+			}
+		case <-r.sub.ctx.Done():
+			return chunk{}, context.Cause(r.sub.ctx)
+		}
+	}
+}
+
+// flushBefore sends what is ready before a wait, if there will be one.
+func (r *replay) flushBefore(ahead <-chan fetched) error {
+	if len(ahead) > 0 {
+		return nil
+	}
+	return r.flush()
+}
+
+// reopen gets a tape in place of one whose reader has given up.
+func (r *replay) reopen(rd *reader) error {
+	if err := r.flush(); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(r.sub.ctx, openTimeout)
+	defer cancel()
+	t, _, err := r.sub.hub.tapes.Current(ctx, rd.leg.tape.Partition())
+	if err != nil {
+		return fmt.Errorf("%w: %w", errTapeFailed, err)
+	}
+	rd.leg.tape = t
+	rd.source.kafka = r.sub.hub.past.reader(r.sub.req.Scope, t.Partition(), t)
+	return nil
+}
+
+// drop ends what is being read ahead and forgets what was read.
+func (rd *reader) drop() {
+	if rd.ahead != nil {
+		rd.cancel()
+		<-rd.ahead
+		rd.ahead = nil
+	}
+	rd.chunk, rd.sent = chunk{}, 0
+	rd.source.forget()
+	rd.quiet = time.Time{}
+}
+
+// send takes the reader's next event when it is due, and sends what has gathered if that
+// is enough.
+func (r *replay) send(rd *reader) error {
+	s, e := r.sub, rd.event()
+	if wait := r.untilDue(e); wait > 0 {
+		r.releaseSlot()
+		return r.wait(wait) // and look again: a command may have changed everything
+	}
+	if s.rate != nil {
+		wait, tell := s.rate.take(time.Now())
+		if tell {
+			r.buf = s.wire.failure(r.buf, s, rateLimited(wait))
+		}
+		if wait > 0 {
+			r.releaseSlot()
+			return r.wait(wait)
+		}
+	}
+	if err := r.beginBurst(); err != nil {
+		return err
+	}
+	r.tail = s.appendTail(r.tail[:0], rd.leg)
+	var f tape.Frame
+	f.Bytes, f.Cut = s.req.View.Frame(r.frame[:0], e)
+	r.frame = f.Bytes
+	r.buf = s.wire.event(r.buf, f, e, r.tail)
+	r.counts[rd.chunk.source]++
+	rd.sent++
+	if rd.sent < len(rd.chunk.events) {
+		rd.leg.pos = e.ID.Position
+		rd.leg.pos.Offset++
+	} else {
+		rd.leg.pos = rd.chunk.next
+		rd.chunk.events = nil
+		rd.sent = 0
+		r.bytes = min(2*r.bytes, s.hub.cfg.ReplayBytes)
+	}
+	if len(r.buf) < sendBytes {
+		return nil
+	}
+	return r.flush()
+}
+
+// sendBytes is how much a replay gathers before it sends.
+const sendBytes = 128 << 10
+
+// untilDue returns how long an event has to wait for its time.
+func (r *replay) untilDue(e *schema.Event) time.Duration {
+	s := r.sub
+	if s.pace == nil {
+		return 0
+	}
+	ms := e.ID.TimeMs
+	if s.req.Scope.Session != "" {
+		ms = e.TMs
+	}
+	now := time.Now()
+	return s.pace.due(ms, now).Sub(now)
+}
+
+// wait sends what is ready and waits for the subscription to be woken, or for d; 0 is for
+// as long as it takes.
+func (r *replay) wait(d time.Duration) error {
+	if err := r.flush(); err != nil {
+		return err
+	}
+	var timeout <-chan time.Time
+	if d > 0 {
+		timer := time.NewTimer(d)
+		defer timer.Stop()
+		timeout = timer.C
+	}
+	select {
+	case <-r.nudge:
+		return nil
+	case <-timeout:
+		return nil
+	case <-r.sub.ctx.Done():
+		return context.Cause(r.sub.ctx)
+	}
+}
+
+// patience is how long a replay that others wait for keeps its slot while its client takes
+// nothing.
+const patience = 20 * time.Millisecond
+
+// push sends what the socket did not take at once. A client that lets others wait gives up
+// its slot to them, and reads less at a time when it has one again.
+func (r *replay) push(b []byte) error {
+	s := r.sub
+	for last := time.Now(); r.slot && len(b) > 0; {
+		n, err := s.conn.writeFor(s.ctx, b, patience)
+		if err != nil {
+			return err
+		}
+		b = b[n:]
+		now := time.Now()
+		switch {
+		case n > 0:
+			last = now
+		case now.Sub(last) >= s.hub.cfg.WriteTimeout:
+			return fmt.Errorf("write: %w", os.ErrDeadlineExceeded)
+		}
+		if len(b) > 0 && s.hub.replays.contended() {
+			r.bytes = max(min(unhurriedBytes, r.bytes), r.bytes/4)
+			r.yield()
+		}
+	}
+	return s.write(b)
+}
+
+// beginBurst waits until the replay may encode and send what fills its buffer. Without that
+// bound the replays of many fast clients would have all processors most of the time, and
+// live streams would have to wait for each of them.
+func (r *replay) beginBurst() error {
+	if r.burst {
+		return nil
+	}
+	if err := r.sub.hub.bursts.take(r.sub.ctx, nil, nil); err != nil {
+		return err
+	}
+	r.burst = true
+	return nil
+}
+
+func (r *replay) endBurst() {
+	if r.burst {
+		r.burst = false
+		r.sub.hub.bursts.give()
+	}
+}
+
+// flush sends the buffer. A client that does not take it at once gives up its slot to
+// whoever waits for one.
+func (r *replay) flush() error {
+	s := r.sub
+	if len(r.buf) == 0 {
+		r.endBurst()
+		return nil
+	}
+	n, err := s.conn.tryWrite(r.buf)
+	r.endBurst()
+	if err != nil {
+		return err
+	}
+	if rest := r.buf[n:]; len(rest) > 0 {
+		if err := r.push(rest); err != nil {
+			return err
+		}
+	}
+	r.buf = r.buf[:0]
+	for source, n := range r.counts {
+		s.hub.metrics.replayed.WithLabelValues(source).Add(float64(n))
+		delete(r.counts, source)
+	}
+	runtime.Gosched() // live streams go first
+	return nil
+}
+
+// takeSlot waits for one of the hub's slots, doing errands meanwhile.
+func (r *replay) takeSlot() error {
+	if r.slot {
+		return nil
+	}
+	if err := r.flush(); err != nil {
+		return err
+	}
+	err := r.sub.hub.replays.take(r.sub.ctx, r.nudge, func() error {
+		if err := r.errands(); err != nil {
+			return err
+		}
+		return r.flush()
+	})
+	r.slot, r.since = err == nil, time.Now()
+	return err
+}
+
+func (r *replay) releaseSlot() {
+	if r.slot {
+		r.slot = false
+		r.sub.hub.replays.give()
+	}
+}
+
+// close ends what is being read and gives the slot back.
+func (r *replay) close() {
+	r.drop()
+	r.releaseSlot()
 }
 
 // arrived does what is left to do at the seam between replay and live.
-func (s *subscription) arrived() {
-	if !s.req.CloseAtEnd {
-		return
+func (r *replay) arrived() error {
+	s := r.sub
+	if !s.req.CloseAtEnd || s.req.Scope.Session == "" {
+		return nil
 	}
 	// The tape may have forgotten the session since the request: have it know whether it
 	// has ended. It stays known as long as somebody is attached.
-	if _, err := s.tape.Session(s.ctx, s.req.Workspace, s.req.Session); err != nil {
-		s.replayFailed(fmt.Errorf("%w: %w", errHistoryAway, err))
-	}
-}
-
-// replayFailed tells the client what it can do about an end that is not its own doing.
-func (s *subscription) replayFailed(err error) {
-	if s.ctx.Err() == nil && errors.Is(err, errHistoryAway) {
-		s.hub.logger.Warn("replay needs history", "partition", s.tape.Partition(), "error", err)
-		_ = s.write([]byte("event: error\ndata: {\"code\":\"CONNECTION_ERROR\"," +
-			"\"message\":\"history is unavailable; resume later from the last id\",\"retry_after\":5000}\n\n"))
-	}
-	s.end(err)
-}
-
-// replayer reads the stretches of one replay and sends them.
-type replayer struct {
-	sub   *subscription
-	kafka *sessionlog.Reader
-
-	buf    []byte          // frames not yet sent
-	events int             // in buf
-	next   schema.Position // what to read after all that is in buf
-	source string          // where buf was read: the metric's label
-}
-
-// stretch sends one stretch of the log from the position on: what is materialised, or
-// else what lies in Kafka below the tape.
-func (r *replayer) stretch() error {
-	s, past := r.sub, r.sub.hub.past
-	materialised := schema.Position{
-		Epoch: past.Epoch, Partition: s.tape.Partition(),
-		Offset: past.History.Watermark(s.tape.Partition()),
-	}
-	if comparePlace(s.pos, materialised) < 0 {
-		err := r.readHistory(materialised)
-		if err == nil || s.ctx.Err() != nil {
-			return err
-		}
-		s.hub.logger.Warn("replay falls back to kafka", "partition", s.tape.Partition(), "error", err)
-		if kerr := r.kafkaReaches(); kerr != nil {
-			return fmt.Errorf("%w: %w: %w", errHistoryAway, kerr, err)
-		}
-	}
-	return r.readKafka()
-}
-
-// begin empties the buffer for frames from source, to be read from pos on.
-func (r *replayer) begin(source string, pos schema.Position) {
-	r.buf, r.events, r.next, r.source = r.buf[:0], 0, pos, source
-}
-
-// add takes an event that was read and sends what has gathered if that is enough.
-func (r *replayer) add(e *schema.Event) error {
-	r.buf = r.sub.req.View.AppendEvent(r.buf, e)
-	r.events++
-	r.next = e.ID.Position
-	r.next.Offset++
-	if len(r.buf) < r.sub.hub.cfg.ReplayBytes {
-		return nil
-	}
-	return r.flush()
-}
-
-// flush sends the buffer and moves the position behind it. An error has ended the
-// subscription.
-func (r *replayer) flush() error {
-	s := r.sub
-	if len(r.buf) > 0 {
-		if err := s.write(r.buf); err != nil {
-			s.end(err)
-			return err
-		}
-	}
-	s.hub.metrics.replayed.WithLabelValues(r.source).Add(float64(r.events))
-	s.pos = r.next
-	r.begin(r.source, r.next)
-	return s.betweenChunks()
-}
-
-// comparePlace orders two positions of one session's log.
-func comparePlace(a, b schema.Position) int {
-	a.Partition, b.Partition = 0, 0 // an older epoch may have had the session elsewhere
-	return a.Compare(b)
-}
-
-// readHistory sends what ClickHouse has from the position to to.
-func (r *replayer) readHistory(to schema.Position) error {
-	s := r.sub
-	r.begin("clickhouse", s.pos)
-	err := s.hub.past.History.ReadSession(s.ctx, s.req.Workspace, s.req.Session, s.tape.Partition(),
-		s.pos, to, &s.req.Filter, r.add)
-	if err != nil {
-		return fmt.Errorf("replay from history: %w", err)
-	}
-	r.next = to // nothing else matches below the watermark
-	return r.flush()
-}
-
-// kafkaReaches reports why Kafka cannot stand in for ClickHouse from the position on.
-func (r *replayer) kafkaReaches() error {
-	s := r.sub
-	if s.pos.Epoch != s.hub.past.Epoch {
-		return fmt.Errorf("epoch %d is only in history", s.pos.Epoch)
-	}
-	start, _, err := s.hub.past.Log.Bounds(s.ctx, s.tape.Partition())
-	if err != nil {
-		return fmt.Errorf("replay from kafka: %w", err)
-	}
-	if s.pos.Offset < start {
-		return fmt.Errorf("offset %d is only in history; kafka begins at %d", s.pos.Offset, start)
+	if _, err := s.legs[0].tape.Session(s.ctx, s.req.Scope.Workspace, s.req.Scope.Session); err != nil {
+		return fmt.Errorf("%w: %w", errHistoryAway, err)
 	}
 	return nil
-}
-
-// readKafka sends what Kafka has from the position up to the tape. What lies below the
-// log start offset and is not materialised is gone; the client is told the gap.
-func (r *replayer) readKafka() error {
-	s := r.sub
-	start, _, err := s.hub.past.Log.Bounds(s.ctx, s.tape.Partition())
-	if err != nil {
-		return fmt.Errorf("replay from kafka: %w", err)
-	}
-	from := s.pos
-	if from.Epoch != s.hub.past.Epoch {
-		from = schema.Position{Epoch: s.hub.past.Epoch, Partition: s.tape.Partition()}
-	}
-	r.begin("kafka", from)
-	if from.Offset < start {
-		gap := schema.EventID{Position: from}
-		end := schema.EventID{Position: schema.Position{Epoch: from.Epoch, Partition: from.Partition, Offset: start}}
-		r.buf = fmt.Appendf(r.buf, "event: playhead.gap\ndata: {\"from\":%q,\"to\":%q,\"reason\":\"expired\"}\n\n", gap, end)
-		r.next.Offset = start
-	}
-	next, err := r.kafka.Read(s.ctx, r.next.Offset, s.tape.Start(), func(e *schema.Event) error {
-		if !s.wants(e) {
-			return nil
-		}
-		return r.add(e)
-	})
-	if err != nil {
-		return fmt.Errorf("replay from kafka: %w", err)
-	}
-	r.next.Offset = next
-	return r.flush()
 }

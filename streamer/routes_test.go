@@ -42,7 +42,7 @@ func TestStreamHeadAndFrames(t *testing.T) {
 	e.produce(events[3:]...)
 	var frames []byte
 	for _, ev := range events {
-		frames = appendSessionFrame(frames, ev)
+		frames, _ = appendEventFrame(frames, ev, false)
 	}
 	got := make([]byte, len(frames))
 	if _, err := io.ReadFull(c.br, got); err != nil {

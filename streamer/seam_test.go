@@ -88,6 +88,7 @@ func TestEveryCursorGetsExactlyTheRest(t *testing.T) {
 					e.history.setWatermark(rng.Int64N(e.end("s") + 1))
 				}
 				e.history.failing.Store(rng.IntN(4) == 0)
+				e.history.emitted.Store(0)
 				e.history.failAfter.Store(rng.Int64N(40))
 				cursors <- cursor
 			}
@@ -124,6 +125,7 @@ func TestReplayRunsIntoLiveWithoutASeam(t *testing.T) {
 			for {
 				e.history.setWatermark(rng.Int64N(e.end("s") + 1))
 				e.history.failing.Store(rng.IntN(3) == 0)
+				e.history.emitted.Store(0)
 				e.history.failAfter.Store(rng.Int64N(60))
 				select {
 				case <-stop:

@@ -3,39 +3,27 @@ package streamer
 import (
 	"context"
 	"errors"
-	"fmt"
+	"sync"
 	"sync/atomic"
 	"time"
-
-	"github.com/playhead-dev/playhead/schema"
-	"github.com/playhead-dev/playhead/streamer/tape"
 )
 
-// Why a subscription ended. The reasons count in metrics; clients see the end of the
-// stream and resume.
+// Why a subscription ended. The reasons count in metrics; how they are told is the wire's.
 var (
 	errHungUp       = errors.New("client hung up")
 	errShutdown     = errors.New("node is shutting down")
 	errSessionEnded = errors.New("session ended")
 	errTapeFailed   = errors.New("tape failed")
+	errKeyEnded     = errors.New("key was revoked or has expired")
 )
 
-// Request is what a client asked for.
-type Request struct {
-	Workspace string
-	Session   string
-	View      *View
-	Filter    schema.Filter
-	From      schema.Position // the first record to deliver, if it exists and matches
-
-	// CloseAtEnd ends the stream once the session has ended and all of it is sent.
-	CloseAtEnd bool
-	// ReplayWhenSlow moves a client that has fallen off the tape to replay, so that it
-	// loses nothing; otherwise it skips what it missed and is told how much.
-	ReplayWhenSlow bool
-	// Notices adds an event at the seam between replay and live.
-	Notices bool
+// cancelledError ends a stream on somebody's order.
+type cancelledError struct {
+	byServer bool
+	reason   string
 }
+
+func (e *cancelledError) Error() string { return "cancelled: " + e.reason }
 
 // States of subscription.sched. A subscription is run by one goroutine at a time: a
 // worker, the drain of a full socket, or a replay. Whoever wakes it while it runs
@@ -50,23 +38,39 @@ const (
 // fields below sched belong to whichever goroutine runs it.
 type subscription struct {
 	hub     *Hub
+	id      string
 	req     Request
+	wire    wire
 	conn    *conn
 	watchID uint64 // set by hangups
-	bucket  int    // of the keep-alive wheel
+	slot    int    // of the wheel; the hub's lock guards it
 	ctx     context.Context
 	cancel  context.CancelCauseFunc // ends replay and drain
+	release func()                  // gives back what its opening took
+	finish  func()                  // ends the connection once the goodbye is written
+	expiry  *time.Timer             // ends it with its key; nil if that never ends
 
-	sched     atomic.Int32
-	keepAlive atomic.Bool  // a comment is due
-	dropped   atomic.Int64 // matching events evicted while lagging, not yet told
-	ending    atomic.Bool  // ctx is cancelled; cheaper to ask
+	sched   atomic.Int32
+	beatDue atomic.Bool  // a sign of life is due
+	dropped atomic.Int64 // matching events evicted while lagging, not yet told
+	ending  atomic.Bool  // ctx is cancelled; cheaper to ask
+	mail    atomic.Bool  // inbox is not empty
+	timed   atomic.Bool  // Hub.later is to wake it
+	nudge   atomic.Pointer[chan struct{}]
 
-	tape     *tape.Tape
-	pos      schema.Position // next to read
-	attached bool
-	caughtUp bool   // the notice was sent
-	pending  []byte // what the socket did not take
+	inboxMu sync.Mutex // guards inbox and asked
+	inbox   []command
+	asked   *Request // req with the filter of the last command; nil: there was none
+
+	filterKey string // of req.Filter
+	legs      []leg
+	one       [1]leg // legs, if there is one
+	turn      int    // the leg that goes first
+	pace      *pacer // nil unless a speed was asked for
+	rate      *throttle
+	paused    bool
+	caughtUp  bool   // the notice was sent
+	pending   []byte // what the socket did not take
 }
 
 // end asks the subscription to end for the given reason; the first one counts.
@@ -77,6 +81,17 @@ func (s *subscription) end(reason error) {
 	}
 	_ = s.conn.SetWriteDeadline(time.Now()) // frees whoever waits for the socket
 	s.Wake()
+}
+
+// request returns what the stream is of, for who is not running it: the filter is the one
+// that was asked for last.
+func (s *subscription) request() Request {
+	s.inboxMu.Lock()
+	defer s.inboxMu.Unlock()
+	if s.asked == nil {
+		return s.req // nobody has changed it, nor can while the lock is held
+	}
+	return *s.asked
 }
 
 // Wake has the subscription looked after by a worker, now or when it is done with
@@ -91,24 +106,24 @@ func (s *subscription) Wake() {
 			}
 		case running:
 			if s.sched.CompareAndSwap(running, marked) {
+				s.knock()
 				return
 			}
 		default:
+			s.knock()
 			return
 		}
 	}
 }
 
-// Evicted counts an event that leaves the tape before a slow client has had it. The
-// position stands still while a client lags, so it may be read here.
-func (s *subscription) Evicted(e *tape.Entry) {
-	if e.ID.Offset >= s.pos.Offset && s.wants(&e.Event) {
-		s.dropped.Add(1)
+// knock wakes a replay that waits for an event to be due.
+func (s *subscription) knock() {
+	if c := s.nudge.Load(); c != nil {
+		select {
+		case *c <- struct{}{}:
+		default: // it will look
+		}
 	}
-}
-
-func (s *subscription) wants(e *schema.Event) bool {
-	return !e.Hidden() && s.req.Filter.Match(e)
 }
 
 // outcome is what a turn of pump came to.
@@ -118,7 +133,7 @@ const (
 	idle     outcome = iota // nothing left to send
 	more                    // the turn is over, there is more to send
 	full                    // the socket is full, pending holds the rest
-	below                   // events at the position have left the tape
+	below                   // events at a position have left the tape, or the tape is gone
 	finished                // the subscription is to be taken down
 )
 
@@ -128,55 +143,51 @@ const (
 	turnBytes  = 64 << 10
 )
 
-// pump sends what the tape has from the position on, for one turn.
+// pump sends what the tapes have from the position on, for one turn.
 func (s *subscription) pump(w *worker) outcome {
+	out := s.obey(w.out[:0])
 	if s.ending.Load() {
+		// Behind what a replay has left: the goodbye's cursor counts that as sent.
+		s.pending = append(s.pending, out...)
 		return finished
 	}
-	entries, span := s.tape.ReadSession(w.entries[:0], s.req.Workspace, s.req.Session, s.pos.Offset, turnEvents)
-	defer clear(entries) // the worker's slice must not keep events alive
-	if span.Failed != nil {
-		s.end(fmt.Errorf("%w: %w", errTapeFailed, span.Failed))
-		return finished
+	if !s.attached() {
+		s.pending = append(s.pending[:0], out...)
+		return below // a command has moved the position
 	}
-	if s.pos.Offset < span.Evicted {
+	beat := s.beatDue.Swap(false)
+	t := turn{w: w, out: out, look: beat || !s.caughtUp}
+	if !s.paused {
+		for i := range s.legs {
+			if !s.pumpLeg(&s.legs[(s.turn+i)%len(s.legs)], &t) {
+				break
+			}
+		}
+		s.turn++
+	}
+	if t.failed || t.below {
+		s.pending = append(s.pending[:0], t.out...)
 		return below
 	}
-	out := s.appendDropped(w.out[:0])
-	keepAlive := s.keepAlive.Swap(false)
-	if keepAlive {
-		out = append(out, s.req.View.KeepAlive...)
+	if beat {
+		t.out = s.wire.heartbeat(t.out, s)
 	}
-	sent := 0
-	for _, e := range entries {
-		s.pos.Offset = e.ID.Offset + 1
-		if s.wants(&e.Event) {
-			out = append(out, e.Frame(s.req.View.Slot, s.req.View.frame)...)
-			sent++
-		}
-		if len(out) >= turnBytes {
-			span.More = true
-			break
-		}
+	if !t.more && !t.held && !s.paused {
+		t.out = s.appendNotices(t.out, beat)
 	}
-	if !span.More {
-		// What lies up to Next is others'. Never back: history may be ahead of the tape.
-		s.pos.Offset = max(s.pos.Offset, span.Next)
-		out = s.appendNotices(out, keepAlive)
-	}
-	w.out = out
-	s.hub.metrics.delivered.Add(float64(sent))
-	n, err := s.conn.tryWrite(out)
+	w.out = t.out
+	s.hub.metrics.delivered.Add(float64(t.sent))
+	n, err := s.conn.tryWrite(t.out)
 	switch {
 	case err != nil:
 		s.end(err)
 		return finished
-	case n < len(out):
-		s.pending = append(s.pending[:0], out[n:]...)
+	case n < len(t.out):
+		s.pending = append(s.pending[:0], t.out[n:]...)
 		return full
-	case span.More:
+	case t.more:
 		return more
-	case s.req.CloseAtEnd && span.EndedAt >= 0 && s.pos.Offset > span.EndedAt:
+	case t.ended:
 		s.end(errSessionEnded)
 		return finished
 	default:
@@ -184,23 +195,93 @@ func (s *subscription) pump(w *worker) outcome {
 	}
 }
 
-// appendNotices appends what a client that asked for notices is told once all that
-// there was is sent: that it has caught up, once; and its position with each keep-alive,
-// as an id without data, so that a filter that rarely matches advances all the same.
-func (s *subscription) appendNotices(dst []byte, keepAlive bool) []byte {
-	if !s.req.Notices {
-		return dst
+// turn is what one pump comes to.
+type turn struct {
+	w    *worker
+	out  []byte
+	sent int
+	look bool // at every leg, whether or not there is news
+
+	more, below, failed, ended bool
+	held                       bool // there is more, which may not be sent yet
+}
+
+// pumpLeg sends what one leg has. It reports whether the turn goes on.
+func (s *subscription) pumpLeg(l *leg, t *turn) bool {
+	if !l.fresh.Swap(false) && !t.look {
+		return true
 	}
+	entries, span := l.seat.Read(t.w.entries[:0], l.pos.Offset, turnEvents)
+	defer clear(entries) // the worker's slice must not keep events alive
+	switch {
+	case span.Failed != nil:
+		t.failed = true
+		return false
+	case l.pos.Offset < span.Evicted:
+		t.below = true
+		return false
+	}
+	t.out = s.appendDropped(t.out)
+	t.w.tail = t.w.tail[:0]
+	if len(entries) > 0 {
+		t.w.tail = s.appendTail(t.w.tail, l)
+	}
+	for _, e := range entries {
+		if !e.Hidden() {
+			if !s.allow(t) {
+				l.fresh.Store(true)
+				return false
+			}
+			f := e.Frame(s.req.View.slot, s.req.View.frame)
+			t.out = s.wire.event(t.out, f, &e.Event, t.w.tail)
+			t.sent++
+		}
+		l.pos.Offset = e.ID.Offset + 1
+		if len(t.out) >= turnBytes {
+			span.More = true
+			break
+		}
+	}
+	if span.More {
+		l.fresh.Store(true)
+		t.more = true
+		return len(t.out) < turnBytes
+	}
+	// What lies up to Next is others'. Never back: history may be ahead of the tape.
+	l.pos.Offset = max(l.pos.Offset, span.Next)
+	t.ended = t.ended || s.req.CloseAtEnd && span.EndedAt >= 0 && l.pos.Offset > span.EndedAt
+	return true
+}
+
+// allow takes an event's place in the stream's rate, or says that there is none now.
+func (s *subscription) allow(t *turn) bool {
+	if s.rate == nil {
+		return true
+	}
+	wait, tell := s.rate.take(time.Now())
+	if wait == 0 {
+		return true
+	}
+	if tell {
+		t.out = s.wire.failure(t.out, s, rateLimited(wait))
+	}
+	s.hub.later(s, wait)
+	t.held = true
+	return false
+}
+
+// appendNotices appends what a client that asked for notices is told once all that
+// there was is sent: that it has caught up, once; and its position with each heartbeat,
+// as an id without data, so that a filter that rarely matches advances all the same.
+func (s *subscription) appendNotices(dst []byte, beat bool) []byte {
 	if !s.caughtUp {
 		s.caughtUp = true
-		dst = append(dst, "event: playhead.caught_up\ndata: {}\n\n"...)
+		if s.req.Notices {
+			dst = s.wire.caughtUp(dst, s)
+		}
 	}
-	if keepAlive && s.pos.Offset > 0 {
-		at := schema.EventID{Position: s.pos, TimeMs: time.Now().UnixMilli()}
-		at.Offset--
-		dst = append(dst, "id: "...)
-		dst = at.AppendText(dst)
-		dst = append(dst, "\n\n"...)
+	if beat && s.req.Notices {
+		dst = s.wire.position(dst, s)
 	}
 	return dst
 }
@@ -210,28 +291,32 @@ func (s *subscription) appendNotices(dst []byte, keepAlive bool) []byte {
 func (s *subscription) drain() {
 	h := s.hub
 	defer func() { h.queue <- s }()
-	if !s.attached {
-		if err := s.write(s.pending); err != nil {
-			s.end(err)
+	uncounted := false
+	for i := range s.legs {
+		if l := &s.legs[i]; l.seat != nil {
+			uncounted = l.pos.Offset < l.seat.SetLagging(l, true) || uncounted // left before anybody counted
 		}
-		s.pending = nil
-		return
 	}
-	evicted := s.tape.SetLagging(s, s.req.Workspace, s.req.Session, true)
-	uncounted := s.pos.Offset < evicted // left the tape before anybody counted
 	h.metrics.slow.Inc()
 	err := s.write(s.pending)
 	h.metrics.slow.Dec()
-	evicted = s.tape.SetLagging(s, s.req.Workspace, s.req.Session, false)
 	s.pending = nil
-	switch {
-	case err != nil:
+	if err != nil {
 		s.end(err)
-	case s.pos.Offset >= evicted:
-	case uncounted || s.req.ReplayWhenSlow:
+	}
+	for i := range s.legs {
+		l := &s.legs[i]
+		if l.seat == nil {
+			continue
+		}
+		evicted := l.seat.SetLagging(l, false)
+		if l.pos.Offset < evicted && !uncounted && !s.req.ReplayWhenSlow && s.rate == nil {
+			l.pos.Offset = evicted // skip; pump tells how much
+		}
+		l.fresh.Store(true)
+	}
+	if uncounted || s.req.ReplayWhenSlow || s.rate != nil {
 		s.dropped.Store(0) // replay brings them
-	default:
-		s.pos.Offset = evicted // skip; pump tells how much
 	}
 }
 
@@ -242,7 +327,7 @@ func (s *subscription) appendDropped(dst []byte) []byte {
 		return dst
 	}
 	s.hub.metrics.dropped.Add(float64(n))
-	return fmt.Appendf(dst, ": dropped %d\n", n)
+	return s.wire.dropped(dst, n)
 }
 
 // write writes b, waiting for the socket with the configured deadline.

@@ -64,6 +64,7 @@ func runDev(ctx context.Context, args []string, env func(string) string, stdout,
 	}
 	cfg := DefaultConfig()
 	override(&cfg.HTTP.Listen, listen)
+	cfg.HTTP.CORS.AllowedOrigins = []string{"*"} // on loopback, and no page has the key by itself
 	if err := cfg.Log.Level.UnmarshalText([]byte(level)); err != nil {
 		fmt.Fprintf(stderr, "log-level is %q; want debug, info, warn or error\n", level)
 		return errUsage
@@ -111,6 +112,9 @@ func runDev(ctx context.Context, args []string, env func(string) string, stdout,
 		workspace.Limits = control.DefaultLimits()
 	}
 	if err := n.ensureWorkspace(ctx, workspace, state.Key); err != nil {
+		return n.stopAfter(err)
+	}
+	if err := n.control.UpdateWorkspace(ctx, workspace); err != nil { // the limits are those of this start
 		return n.stopAfter(err)
 	}
 	if err := n.listen(ctx); err != nil {

@@ -15,9 +15,11 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
+	"github.com/playhead-dev/playhead/ingest"
 	"github.com/playhead-dev/playhead/internal/control"
 	"github.com/playhead-dev/playhead/internal/httpapi"
 	"github.com/playhead-dev/playhead/internal/kafka"
+	"github.com/playhead-dev/playhead/internal/presence"
 	"github.com/playhead-dev/playhead/query"
 	"github.com/playhead-dev/playhead/streamer"
 	"github.com/playhead-dev/playhead/streamer/tape"
@@ -48,8 +50,11 @@ type node struct {
 
 	queryMetrics *query.Metrics
 
-	past  *streamer.Past
-	tapes *tape.Tapes
+	past     *streamer.Past
+	tapes    *tape.Tapes
+	presence *presence.Counter
+	appends  *ingest.API // nil without the role
+	limiter  *httpapi.Limiter
 
 	app      *fiber.App
 	listener net.Listener
@@ -161,8 +166,14 @@ func (n *node) openLog(ctx context.Context) error {
 	}
 	n.onStop("control", func(context.Context) error { n.control.Close(); return nil })
 	n.health.Add("control", n.control.Ready)
-	_, err = n.control.EnsureEpoch(ctx, n.log.TopicID(), n.log.Partitions())
-	return err
+	if _, err = n.control.EnsureEpoch(ctx, n.log.TopicID(), n.log.Partitions()); err != nil {
+		return err
+	}
+	if n.presence, err = presence.Start(ctx, n.cfg.Kafka, presence.WithLogger(n.logger), presence.WithRegisterer(n.reg)); err != nil {
+		return err
+	}
+	n.onStop("presence", func(context.Context) error { n.presence.Close(); return nil })
+	return nil
 }
 
 // openClickHouse connects, and starts what waits for ClickHouse by itself: it may be
@@ -227,6 +238,10 @@ func (n *node) migrate(ctx context.Context) error {
 	}
 }
 
+// shortGap is what Kafka gives in about a tenth of a second; ClickHouse takes as long for any
+// part of a workspace's partition (5 M rows: 120 to 170 ms for 3,000 offsets).
+const shortGap = 20_000
+
 func (n *node) openTapes(ctx context.Context) error {
 	opts, err := n.cfg.Kafka.Options()
 	if err != nil {
@@ -235,6 +250,7 @@ func (n *node) openTapes(ctx context.Context) error {
 	n.past = &streamer.Past{
 		History: replayHistory{n.history, n.watermarks}, Log: n.log, Epoch: n.control.Epoch(),
 		Placement: n.placement, Rule: n.cfg.Streamer.Tape.Rule(),
+		ShortGap: shortGap,
 	}
 	n.tapes, err = tape.Start(n.cfg.Streamer.Tape, tape.Deps{
 		Kafka: opts, Log: n.log, Past: n.past, Epoch: n.control.Epoch(),
@@ -257,19 +273,30 @@ func (n *node) openHTTP(context.Context) error {
 	httpCfg.Stopping = n.stopping.Load
 	n.app = httpapi.NewApp(httpCfg, n.logger)
 	n.health.Routes(n.app, n.reg)
-	n.app.Use(httpapi.Authenticate(n.control), nameWorkspace)
+	n.limiter = httpapi.NewLimiter(n.limits, nil, n.reg)
+	n.app.Use(httpapi.Authenticate(n.control, streamer.TokenRule()), nameWorkspace, n.limiter.Handler)
 	httpapi.KeyRoutes(n.app, n.control)
-	for role, open := range map[string]func() error{
-		roleIngest: n.openIngest, roleStreamer: n.openStreamer, roleQuery: n.openQuery,
+	httpapi.LimitRoutes(n.app, n.control, n.limiter, n.presence)
+	for _, role := range []struct {
+		name string
+		open func() error
+	}{
+		{roleIngest, n.openIngest}, {roleStreamer, n.openStreamer}, {roleQuery, n.openQuery}, // streams append by ingest
 	} {
-		if !n.cfg.has(role) {
+		if !n.cfg.has(role.name) {
 			continue
 		}
-		if err := open(); err != nil {
+		if err := role.open(); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// limits returns what bounds the keys of a workspace now.
+func (n *node) limits(workspace string) control.Limits {
+	w, _ := n.control.Workspace(workspace)
+	return w.Limits
 }
 
 // listen begins to answer requests. It is the last step of a start: whoever reaches the

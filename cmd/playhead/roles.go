@@ -12,7 +12,6 @@ import (
 	"github.com/playhead-dev/playhead/ingest"
 	"github.com/playhead-dev/playhead/internal/control"
 	"github.com/playhead-dev/playhead/internal/httpapi"
-	"github.com/playhead-dev/playhead/internal/kafka"
 	"github.com/playhead-dev/playhead/query"
 	"github.com/playhead-dev/playhead/query/materializer"
 	"github.com/playhead-dev/playhead/schema"
@@ -92,7 +91,7 @@ func (n *node) openIngest() error {
 		return err
 	}
 	appender, err := ingest.NewAppender(n.cfg.Ingest, ingest.Deps{
-		Kafka: opts, Layout: layout{n}, Tails: ingestTails{n.tapes, n.log},
+		Kafka: opts, Layout: layout{n}, Tails: ingestTails{n.tapes},
 		History: ingestHistory{n.history, n.watermarks}, Rule: n.cfg.Streamer.Tape.Rule(),
 		Metrics: ingest.NewMetrics(n.reg), Log: n.logger,
 	})
@@ -100,18 +99,47 @@ func (n *node) openIngest() error {
 		return err
 	}
 	n.onStop("appends", appender.Close)
-	ingest.NewAPI(n.cfg.Ingest, appender).Register(n.app)
+	n.appends = ingest.NewAPI(n.cfg.Ingest, appender)
+	n.appends.Register(n.app)
 	return nil
 }
 
 func (n *node) openStreamer() error {
-	hub, err := streamer.StartHub(n.cfg.Streamer, n.tapes, n.past, streamer.NewMetrics(n.reg), n.logger)
+	deps := streamer.Deps{
+		Tapes: n.tapes, Past: n.past, Metrics: streamer.NewMetrics(n.reg), Logger: n.logger,
+		Limits: n.limits, Counts: n.presence, Live: n.control.Live, Relay: n.presence.Send,
+	}
+	if n.appends != nil {
+		deps.Appender = streamAppender{n.appends, n.limiter}
+	}
+	hub, err := streamer.StartHub(n.cfg.Streamer, deps)
 	if err != nil {
 		return err
 	}
 	n.onStop("streams", hub.Close)
+	n.presence.Receive(hub.Deliver)
+	stop := n.control.Watch(func(c control.Change) {
+		if c.Kind == control.KeyRevoked {
+			hub.EndKey(c.KeyID)
+		}
+	})
+	n.onStop("key watch", func(context.Context) error { stop(); return nil })
 	hub.Routes(n.app)
 	return nil
+}
+
+// streamAppender is ingest as streams see it: where clients append on their sockets.
+// Each event counts as a request of its own.
+type streamAppender struct {
+	api     *ingest.API
+	limiter *httpapi.Limiter
+}
+
+func (a streamAppender) AppendJSON(ctx context.Context, who control.Principal, event []byte) ([]byte, error) {
+	if q := a.limiter.Take(who, httpapi.ClassAppend); !q.OK {
+		return nil, q.Refusal(httpapi.ClassAppend)
+	}
+	return a.api.AppendJSON(ctx, ingest.Caller{Workspace: who.Workspace, Session: who.Session, Workflow: who.Workflow}, event)
 }
 
 func (n *node) openQuery() error {
@@ -128,23 +156,17 @@ func (n *node) pageSize(workspace string) int {
 	return w.PageSize()
 }
 
-// headerWorkspace names the caller's workspace on every answer, so that a client such as
-// the importer can tell two servers at one address apart.
-const headerWorkspace = "X-Playhead-Workspace"
-
+// nameWorkspace names the caller's workspace on every answer.
 func nameWorkspace(c *fiber.Ctx) error {
-	c.Set(headerWorkspace, httpapi.From(c).Workspace)
+	c.Set(httpapi.HeaderWorkspace, httpapi.From(c).Workspace)
 	return c.Next()
 }
 
-// ensureWorkspace makes the workspace, or brings its plan and limits up to date, and the
-// key with every scope.
+// ensureWorkspace makes the workspace, unless there is one of that id, and the key with
+// every scope. A workspace that is there keeps its plan and limits.
 func (n *node) ensureWorkspace(ctx context.Context, w control.Workspace, key string) error {
 	_, err := n.control.CreateWorkspace(ctx, w)
-	if errors.Is(err, control.ErrWorkspaceExists) {
-		err = n.control.UpdateWorkspace(ctx, w)
-	}
-	if err != nil {
+	if err != nil && !errors.Is(err, control.ErrWorkspaceExists) {
 		return fmt.Errorf("workspace %s: %w", w.ID, err)
 	}
 	_, _, err = n.control.CreateKey(ctx, control.KeySpec{
@@ -167,21 +189,14 @@ func (l layout) Placement(workspace string) (schema.Placement, bool) {
 func (l layout) Epoch() uint8 { return l.n.control.Epoch() }
 
 // ingestTails are the tapes as ingest sees them: Open waits for what other nodes wrote.
-type ingestTails struct {
-	tapes *tape.Tapes
-	log   *kafka.Log
-}
+type ingestTails struct{ tapes *tape.Tapes }
 
 func (t ingestTails) Open(ctx context.Context, partition uint16) (ingest.Tail, error) {
-	opened, err := t.tapes.Open(ctx, partition)
+	opened, _, err := t.tapes.Current(ctx, partition)
 	if err != nil {
-		return nil, err
+		return nil, err // not a Tail that holds no tape
 	}
-	end, err := t.log.HighWatermark(ctx, partition)
-	if err != nil {
-		return nil, err
-	}
-	return opened, opened.WaitFor(ctx, end)
+	return opened, nil
 }
 
 // queryTapes are the tapes as query sees them.
@@ -223,12 +238,10 @@ type replayHistory struct {
 	watermarks *query.Watermarks
 }
 
-func (h replayHistory) ReadSession(ctx context.Context, workspace, session string, partition uint16,
-	from, to schema.Position, f *schema.Filter, emit func(*schema.Event) error,
-) error {
-	ref := query.SessionRef{Workspace: workspace, Session: session, Partition: partition}
-	_, err := h.history.ReadSession(ctx, ref, from, to, f, query.Unlimited, false, emit)
-	return err
+func (h replayHistory) ReadChunk(ctx context.Context, scope schema.Scope, partition uint16, from, to schema.Position,
+	f *schema.Filter, maxBytes int,
+) ([]*schema.Event, schema.Position, error) {
+	return h.history.ReadChunk(ctx, scope, partition, from, to, f, maxBytes)
 }
 
 func (h replayHistory) SessionBase(ctx context.Context, workspace, session string, to schema.Position) (schema.Session, error) {

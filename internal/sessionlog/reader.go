@@ -1,6 +1,6 @@
-// Package sessionlog reads one session's events out of its Kafka partition, without
-// repeats: what lies between ClickHouse and the tape, and all of the log while
-// ClickHouse is away. Streams and pages both read it so.
+// Package sessionlog reads the events of a session, a workflow or a workspace out of a Kafka
+// partition, without repeats: what lies between ClickHouse and the tape, and all of the log
+// while ClickHouse is away. Streams and pages both read it so.
 package sessionlog
 
 import (
@@ -36,19 +36,18 @@ type Judge interface {
 	Repeats(e *schema.Event) (repeats, known bool)
 }
 
-// Reader reads one session's events. It keeps the dedupe window between reads that
+// Reader reads a scope's events. It keeps the dedupe window between reads that
 // follow each other. It is not safe for concurrent use.
 type Reader struct {
 	Log       Log
 	Rule      schema.DedupeRule
-	Workspace string
-	Session   string
+	Scope     schema.Scope
 	Epoch     uint8
 	Partition uint16
 
 	// Judge is asked first; nil if there is none.
 	Judge Judge
-	// Spend is told of every record read, of other sessions and for warming up as well,
+	// Spend is told of every record read, of other scopes and for warming up as well,
 	// and of its value's bytes; its error ends the reading. nil sets no bound.
 	Spend func(bytes int) error
 	// Strict answers ErrForgotten where repeats cannot be told; otherwise what the log
@@ -59,7 +58,7 @@ type Reader struct {
 	seenTo int64          // where the last read ended
 }
 
-// Read calls emit for the session's events of [from, to) in offset order, hidden ones
+// Read calls emit for the scope's events of [from, to) in offset order, hidden ones
 // included, without repeats. It returns the offset to go on from: after an error of emit,
 // which it returns as it is, that behind the event emit was given.
 func (r *Reader) Read(ctx context.Context, from, to int64, emit func(*schema.Event) error) (next int64, err error) {
@@ -75,8 +74,12 @@ func (r *Reader) Read(ctx context.Context, from, to int64, emit func(*schema.Eve
 		if e == nil {
 			return nil
 		}
+		holds := r.Scope.Holds(e)
+		if !holds && r.window == nil {
+			return nil // a window that is warmed up later sees it then
+		}
 		repeats, err := r.repeats(ctx, e)
-		if err != nil || repeats {
+		if err != nil || repeats || !holds {
 			return err
 		}
 		return emit(e)
@@ -88,8 +91,8 @@ func (r *Reader) Read(ctx context.Context, from, to int64, emit func(*schema.Eve
 	return next, err
 }
 
-// each calls fn with every record of [from, to); e is nil for those that are not the
-// session's.
+// each calls fn with every record of [from, to); e is nil for those that no event of the
+// scope can repeat.
 func (r *Reader) each(ctx context.Context, from, to int64, fn func(offset int64, e *schema.Event) error) error {
 	_, err := r.Log.Read(ctx, r.Partition, from, to, func(record *kgo.Record) error {
 		if r.Spend != nil {
@@ -102,17 +105,19 @@ func (r *Reader) each(ctx context.Context, from, to int64, fn func(offset int64,
 	return err
 }
 
-// decode returns the record's event if it is one of the session's. Poison and misplaced
-// records are the materialiser's to report.
+// decode returns the record's event if it is the scope's or may be repeated by one of the
+// scope: an event of a workflow may repeat one from before its session was given that.
+// Poison and misplaced records are the materialiser's to report.
 func (r *Reader) decode(record *kgo.Record) *schema.Event {
-	if record.Attrs.IsControl() || !schema.HasSubject(record.Headers, r.Session) {
+	if record.Attrs.IsControl() || !schema.HasWorkspace(record.Headers, r.Scope.Workspace) ||
+		r.Scope.Session != "" && !schema.HasSubject(record.Headers, r.Scope.Session) {
 		return nil
 	}
 	e, err := schema.DecodeRecord(schema.EventID{
 		Position: schema.Position{Epoch: r.Epoch, Partition: r.Partition, Offset: record.Offset},
 		TimeMs:   max(record.Timestamp.UnixMilli(), 0),
 	}, record.Headers, record.Value)
-	if err != nil || e.Workspace != r.Workspace || e.Session != r.Session {
+	if err != nil || e.Workspace != r.Scope.Workspace || r.Scope.Session != "" && e.Session != r.Scope.Session {
 		return nil
 	}
 	return e

@@ -31,6 +31,12 @@ type Config struct {
 	DedupeOffsets int64         `yaml:"dedupe_offsets"`
 	DedupeAge     time.Duration `yaml:"dedupe_age"`
 
+	// IdleAfter is how long a partition that nobody asks for is followed on: then its tape is
+	// given up, with its memory, until the next use warms one up again. Default 10m, from 1s
+	// to 24h. Shorter saves the memory of partitions in passing use, and costs who comes
+	// back the warm-up.
+	IdleAfter time.Duration `yaml:"idle_after"`
+
 	// FetchMaxBytes bounds what the reader buffers from the brokers. Default 16 MiB,
 	// from 1 MiB to 256 MiB.
 	FetchMaxBytes int `yaml:"fetch_max_bytes"`
@@ -44,6 +50,7 @@ func DefaultConfig() Config {
 		MaxSessions:   50_000,
 		DedupeOffsets: schema.DefaultDedupeOffsets,
 		DedupeAge:     schema.DefaultDedupeAge,
+		IdleAfter:     10 * time.Minute,
 		FetchMaxBytes: 16 << 20,
 	}
 }
@@ -56,6 +63,7 @@ func (c Config) Validate() error {
 		within("max_sessions", c.MaxSessions, 100, 10_000_000),
 		within("dedupe_offsets", c.DedupeOffsets, 1, 100_000_000),
 		within("dedupe_age", c.DedupeAge, time.Millisecond, 24*time.Hour),
+		within("idle_after", c.IdleAfter, time.Second, 24*time.Hour),
 		within("fetch_max_bytes", c.FetchMaxBytes, 1<<20, 256<<20),
 	)
 }

@@ -21,88 +21,30 @@ func (t *Tape) SessionEvents(workspace, id string, from int64, limit int) (event
 	return events, t.start, t.next
 }
 
-// Span is what a reader of one session found on the tape.
-type Span struct {
-	Start, Next int64 // the offsets the tape covers
-	Evicted     int64 // every event of the session at or above it is on the tape
-	More        bool  // the session has entries beyond those returned
-	EndedAt     int64 // offset of the record that ended the session, -1 while open
-	Failed      error // the tape's reader has given up
-}
-
-// ReadSession appends up to limit entries of a session at or above offset from,
-// hidden ones included, to dst.
-func (t *Tape) ReadSession(dst []*Entry, workspace, id string, from int64, limit int) ([]*Entry, Span) {
+// ReadScope appends up to limit entries of a scope at or above offset from to dst,
+// whatever their types, for who does not listen. Of the span, Evicted is the scope's.
+func (t *Tape) ReadScope(dst []*Entry, scope schema.Scope, from int64, limit int) ([]*Entry, Span) {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
-	span := Span{Start: t.start, Next: t.next, Evicted: t.start, EndedAt: -1, Failed: t.failed}
-	s := t.sessions[sessionKey{workspace, id}]
-	if s == nil {
+	span := Span{Start: t.start, Next: t.next, Evicted: t.evicted(scope), EndedAt: -1, Failed: t.failed}
+	x := t.groups[scope]
+	if scope.Session != "" {
+		s := t.sessions[sessionKey{scope.Workspace, scope.Session}]
+		if s == nil {
+			return dst, span
+		}
+		x, span.EndedAt = &s.index, s.state.EndedAt
+	}
+	if x == nil {
 		return dst, span
 	}
-	span.EndedAt, span.Evicted = s.state.EndedAt, s.evicted
-	i := s.entries.search(from)
-	for ; i < s.entries.len() && limit > 0; i++ {
-		dst = append(dst, s.entries.at(i))
+	i := x.entries.search(from)
+	for ; i < x.entries.len() && limit > 0; i++ {
+		dst = append(dst, x.entries.at(i))
 		limit--
 	}
-	span.More = i < s.entries.len()
+	span.More = i < x.entries.len()
 	return dst, span
-}
-
-// Attach registers l for the session's events if all of them at or above offset from
-// are on the tape; ok is false if they are not (any more), and the caller has to read up
-// to start elsewhere.
-// After a success no event at or above from is missed: the caller reads once, then
-// again at each Wake. Until Detach, Span.Evicted tells whether an event left the tape
-// unread; that others' events did is of no concern.
-func (t *Tape) Attach(l Listener, workspace, id string, from int64) (start int64, ok bool) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	s := t.sessions[sessionKey{workspace, id}]
-	switch {
-	case s != nil && from < s.evicted, s == nil && from < t.start:
-		return t.start, false
-	case s == nil:
-		s = t.session(workspace, id)
-	}
-	if s.listeners == nil {
-		s.listeners = make(map[Listener]struct{})
-	}
-	s.listeners[l] = struct{}{}
-	return t.start, true
-}
-
-// Detach undoes Attach. It may be called more than once.
-func (t *Tape) Detach(l Listener, workspace, id string) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	s := t.sessions[sessionKey{workspace, id}]
-	if s == nil {
-		return
-	}
-	delete(s.listeners, l)
-	delete(s.lagging, l)
-}
-
-// SetLagging asks an attached listener's calls of Evicted, or ends them. It returns
-// the session's Span.Evicted at that moment: what lay below it was evicted untold.
-func (t *Tape) SetLagging(l Listener, workspace, id string, lagging bool) (evicted int64) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	s := t.sessions[sessionKey{workspace, id}]
-	if s == nil {
-		return t.start
-	}
-	if !lagging {
-		delete(s.lagging, l)
-		return s.evicted
-	}
-	if s.lagging == nil {
-		s.lagging = make(map[Listener]struct{})
-	}
-	s.lagging[l] = struct{}{}
-	return s.evicted
 }
 
 // Repeats reports whether e, read from Kafka below the tape, repeats an earlier record.

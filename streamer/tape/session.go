@@ -4,22 +4,16 @@ import (
 	"container/list"
 	"context"
 	"fmt"
-	"maps"
-	"slices"
 
 	"github.com/playhead-dev/playhead/schema"
 )
 
 type sessionKey struct{ workspace, session string }
 
-// session is the tape's view of one session. The tape's lock guards it.
+// session is the tape's view of one session: its index and its state. The tape's lock
+// guards it.
 type session struct {
-	key     sessionKey
-	entries ring // those of the tape's entries that are this session's
-
-	// evicted: the session's entries below it have left the tape, those at or above it
-	// have not. It lies behind the tape's start for a session that is quiet.
-	evicted int64
+	index
 
 	// state folds the session's log from offset since on; complete says that the past
 	// below since is merged in.
@@ -29,11 +23,6 @@ type session struct {
 	complete bool
 	loading  chan struct{} // closed when the load in progress ends; nil if there is none
 	recency  *list.Element // its place in Tape.recent
-
-	listeners map[Listener]struct{}
-	lagging   map[Listener]struct{} // told of evictions
-	woken     bool                  // in the list of the append in progress
-	tape      *Tape
 }
 
 // session returns the entry of a session, made if there is none; mu is held.
@@ -44,8 +33,10 @@ func (t *Tape) session(workspace, id string) *session {
 		t.forgetSessions(1)
 		// Had a record at or above foldedFrom been the session's, the entry would be there.
 		s = &session{
-			key: key, state: schema.NewSession(), since: t.foldedFrom, last: -1, evicted: t.start, tape: t,
+			index: index{tape: t, scope: schema.Scope{Workspace: workspace, Session: id}, evicted: t.start},
+			state: schema.NewSession(), since: t.foldedFrom, last: -1,
 		}
+		s.session = s
 		s.recency = t.recent.PushBack(s)
 		t.sessions[key] = s
 	}
@@ -53,20 +44,9 @@ func (t *Tape) session(workspace, id string) *session {
 }
 
 // idle reports whether nothing on the tape needs the entry.
-func (s *session) idle() bool {
-	return s.entries.len() == 0 && len(s.listeners) == 0 && s.loading == nil
-}
+func (s *session) idle() bool { return s.index.idle() && s.loading == nil }
 
-// wake wakes the listeners of the session, without the tape's lock.
-func (s *session) wake() {
-	s.tape.mu.Lock()
-	s.woken = false
-	listeners := slices.Collect(maps.Keys(s.listeners))
-	s.tape.mu.Unlock()
-	for _, l := range listeners {
-		l.Wake()
-	}
-}
+func (s *session) key() sessionKey { return sessionKey{s.scope.Workspace, s.scope.Session} }
 
 // forgetSessions drops idle states until there is room for more below the bound,
 // those whose last record or first question is longest ago first; mu is held. What is
@@ -83,7 +63,7 @@ func (t *Tape) forgetSessions(more int) {
 			continue
 		}
 		t.recent.Remove(s.recency)
-		delete(t.sessions, s.key)
+		delete(t.sessions, s.key())
 		t.foldedFrom = max(t.foldedFrom, s.last+1)
 	}
 }

@@ -4,9 +4,9 @@ import (
 	"container/list"
 	"context"
 	"fmt"
-	"maps"
-	"slices"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"github.com/zeebo/xxh3"
 
@@ -22,19 +22,21 @@ type Tape struct {
 	past      Past
 	metrics   *Metrics
 
-	mu       sync.RWMutex
-	window   *schema.Window
-	entries  ring
-	bytes    int
-	start    int64
-	next     int64
-	lastMs   int64 // append time of the last record, for positions without an event
-	maxMs    int64 // latest append time of all records; times may run back
-	epoch    uint8
-	sessions map[sessionKey]*session
-	recent   list.List // of *session, in the order of their last records or first questions
-	waiters  map[*waiter]struct{}
-	failed   error // the reader has given up; nil while it follows
+	mu        sync.RWMutex
+	window    *schema.Window
+	entries   ring
+	bytes     int
+	start     int64
+	next      int64
+	lastMs    int64 // append time of the last record, for positions without an event
+	maxMs     int64 // latest append time of all records; times may run back
+	epoch     uint8
+	sessions  map[sessionKey]*session
+	groups    map[schema.Scope]*index // workflows and workspaces that have entries or listeners
+	listening int                     // audiences there are
+	recent    list.List               // of *session, in the order of their last records or first questions
+	waiters   map[*waiter]struct{}
+	failed    error // the reader has given up; nil while it follows
 
 	// judgedFrom is the first offset that the tape judges as every other reader does: the
 	// window has seen all that a record there could repeat. Records below it only warm the
@@ -46,6 +48,9 @@ type Tape struct {
 	foldedFrom int64
 
 	warmAt int64 // the end the partition had when the tape was opened
+
+	used      atomic.Bool // it was asked for since the last look
+	idleSince time.Time   // when a look last found it in use; the reader's
 }
 
 // Past tells what a tape does not reach back to.
@@ -53,15 +58,6 @@ type Past interface {
 	// SessionBase folds all records of the session below to. It returns an error if the
 	// past cannot be had now; a session without a past is the zero state.
 	SessionBase(ctx context.Context, workspace, session string, to schema.Position) (schema.Session, error)
-}
-
-// Listener hears of a tape's growth. Both methods are called by the partition's reader
-// and must return at once; Evicted is called with the tape locked and must not call it.
-type Listener interface {
-	// Wake says that there are events the listener may want, or that the tape failed.
-	Wake()
-	// Evicted says that an entry leaves the tape; only lagging listeners are told.
-	Evicted(e *Entry)
 }
 
 type waiter struct {
@@ -77,8 +73,24 @@ func newTape(cfg Config, epoch uint8, partition uint16, from, start int64, past 
 		window: schema.NewWindow(cfg.Rule()),
 		next:   from, start: start, judgedFrom: start, foldedFrom: start,
 		sessions: make(map[sessionKey]*session),
+		groups:   make(map[schema.Scope]*index),
 		waiters:  make(map[*waiter]struct{}),
 	}
+}
+
+// idle reports whether at now the tape has not been used for the given time.
+func (t *Tape) idle(now time.Time, after time.Duration) bool {
+	if t.used.Swap(false) || t.idleSince.IsZero() || t.listenedTo() {
+		t.idleSince = now
+	}
+	return now.Sub(t.idleSince) >= after
+}
+
+// listenedTo reports whether somebody waits for what is to come.
+func (t *Tape) listenedTo() bool {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return t.listening > 0 || len(t.waiters) > 0
 }
 
 // Partition returns the Kafka partition the tape follows.
@@ -89,6 +101,7 @@ func (t *Tape) Epoch() uint8 { return t.epoch }
 
 // Next returns the first offset that is not yet on the tape.
 func (t *Tape) Next() int64 {
+	t.used.Store(true)
 	t.mu.RLock()
 	defer t.mu.RUnlock()
 	return t.next
@@ -117,6 +130,7 @@ func (t *Tape) End() schema.EventID {
 
 // WaitFor blocks until Next is at least next, the reader fails, or ctx is done.
 func (t *Tape) WaitFor(ctx context.Context, next int64) error {
+	t.used.Store(true)
 	t.mu.Lock()
 	if t.failed != nil || t.next >= next {
 		err := t.failed
@@ -142,6 +156,7 @@ func (t *Tape) WaitFor(ctx context.Context, next int64) error {
 // Duplicate reports whether an event with this key, appended now at the log's end,
 // would repeat an earlier one, and the id of the first of them. nowMs is Unix ms.
 func (t *Tape) Duplicate(key xxh3.Uint128, nowMs int64) (schema.EventID, bool) {
+	t.used.Store(true)
 	t.mu.RLock()
 	defer t.mu.RUnlock()
 	return t.window.Lookup(key, schema.EventID{
@@ -164,7 +179,7 @@ func (t *Tape) append(records []record, nowMs int64) {
 	if len(records) == 0 {
 		return
 	}
-	var woken []*session
+	var woken []*index
 	t.mu.Lock()
 	for _, r := range records {
 		if r.offset < t.next {
@@ -186,30 +201,55 @@ func (t *Tape) append(records []record, nowMs int64) {
 	}
 	t.trim(nowMs)
 	t.releaseWaiters()
+	var due [][]Listener
+	for _, x := range woken {
+		due = x.due(due)
+	}
 	t.mu.Unlock()
-	for _, s := range woken {
-		s.wake()
+	wake(due)
+}
+
+// wake wakes listeners, without the tape's lock.
+func wake(all [][]Listener) {
+	for _, listeners := range all {
+		for _, l := range listeners {
+			l.Wake()
+		}
 	}
 }
 
-// put indexes one event; mu is held. It appends the session to woken if anybody
-// listens to it and it is not there yet.
-func (t *Tape) put(e *Entry, nowMs int64, woken []*session) []*session {
+// put indexes one event; mu is held. It appends to woken the indexes somebody listens to
+// who wants the event, and which are not there yet.
+func (t *Tape) put(e *Entry, nowMs int64, woken []*index) []*index {
 	s := t.session(e.Workspace, e.Session)
 	s.last = e.ID.Offset
 	t.recent.MoveToBack(s.recency)
 	e.session = s
-	e.Workspace, e.Session = s.key.workspace, s.key.session // share the index's strings
+	e.Workspace, e.Session = s.scope.Workspace, s.scope.Session // share the index's strings
 	e.heldSinceMs = min(e.ID.TimeMs, nowMs)
 	s.state.Apply(&e.Event)
-	s.entries.push(e)
 	t.entries.push(e)
 	t.bytes += e.Size()
-	if !s.woken && len(s.listeners) > 0 {
-		s.woken = true
-		woken = append(woken, s)
+	woken = s.push(e, woken)
+	e.workspace = t.group(schema.Scope{Workspace: e.Workspace})
+	woken = e.workspace.push(e, woken)
+	if e.Workflow != "" {
+		e.workflow = t.group(schema.Scope{Workspace: e.Workspace, Workflow: e.Workflow})
+		e.Workflow = e.workflow.scope.Workflow
+		woken = e.workflow.push(e, woken)
 	}
 	return woken
+}
+
+// group returns the index of a workflow or a workspace, made if there is none; mu is held.
+func (t *Tape) group(scope schema.Scope) *index {
+	x := t.groups[scope]
+	if x == nil {
+		// Had an entry on the tape been the scope's, the index would be there.
+		x = &index{tape: t, scope: scope, evicted: t.start}
+		t.groups[scope] = x
+	}
+	return x
 }
 
 // trim drops what is too old or too much; mu is held.
@@ -219,10 +259,12 @@ func (t *Tape) trim(nowMs int64) {
 		e := t.entries.pop()
 		t.bytes -= e.Size()
 		t.start = e.ID.Offset + 1
-		e.session.entries.pop() // the tape's oldest is its session's oldest
-		e.session.evicted = t.start
-		for l := range e.session.lagging {
-			l.Evicted(e)
+		e.session.pop(t.start)
+		e.workspace.pop(t.start)
+		e.workspace.forget()
+		if e.workflow != nil {
+			e.workflow.pop(t.start)
+			e.workflow.forget()
 		}
 	}
 	if t.entries.len() == 0 {
@@ -248,11 +290,15 @@ func (t *Tape) fail(err error) {
 		close(w.done)
 		delete(t.waiters, w)
 	}
-	all := slices.Collect(maps.Values(t.sessions))
-	t.mu.Unlock()
-	for _, s := range all {
-		s.wake()
+	var all [][]Listener
+	for _, s := range t.sessions {
+		all = s.everybody(all)
 	}
+	for _, x := range t.groups {
+		all = x.everybody(all)
+	}
+	t.mu.Unlock()
+	wake(all)
 }
 
 // Err returns why the reader has given up, or nil while it follows.

@@ -337,39 +337,45 @@ func (l *countingListener) Wake() {
 
 func (l *countingListener) Evicted(e *Entry) { l.evicted = append(l.evicted, e.ID.Offset) }
 
+// attach is Attach to a session, for everything.
+func (m *model) attach(l Listener, session string, from int64) (*Audience, bool) {
+	return m.tape.Attach(l, schema.Scope{Workspace: "w", Session: session}, "", &schema.Filter{}, from)
+}
+
 func TestAttachCoversOrRefuses(t *testing.T) {
 	cfg := DefaultConfig()
 	cfg.MaxAge = time.Second
 	m := newModel(cfg)
 	l := &countingListener{}
 	m.append(newEvent("quiet", "a", "", 0), newEvent("busy", "a", "", 0)) // 0, 1
-	if start, ok := m.tape.Attach(l, "w", "quiet", 0); !ok || start != 0 {
-		t.Fatalf("Attach at the start = %d, %v", start, ok)
+	seat, ok := m.attach(l, "quiet", 0)
+	if !ok {
+		t.Fatal("Attach at the start is refused")
 	}
 	m.nowMs += 5000
 	m.append(newEvent("busy", "a", "", 0)) // 2; 0 and 1 leave
 	m.nowMs += 5000
 	m.append(newEvent("busy", "a", "", 0)) // 3; 2 leaves
-	if _, span := m.tape.ReadSession(nil, "w", "quiet", 1, 10); span.Evicted != 1 || span.Start != 3 {
+	if _, span := seat.Read(nil, 1, 10); span.Evicted != 1 || span.Start != 3 {
 		t.Errorf("span = %+v; want nothing of a quiet session evicted but offset 0, the tape from 3", span)
 	}
-	if _, ok := m.tape.Attach(l, "w", "quiet", 1); !ok {
+	if _, ok := m.attach(l, "quiet", 1); !ok {
 		t.Error("Attach above all of a session's evicted events is refused")
 	}
-	if start, ok := m.tape.Attach(l, "w", "quiet", 0); ok || start != 3 {
-		t.Errorf("Attach below an evicted event = %d, %v; want it refused at 3", start, ok)
+	if _, ok := m.attach(l, "quiet", 0); ok {
+		t.Error("Attach below an evicted event of a quiet session is taken")
 	}
-	if _, ok := m.tape.Attach(l, "w", "unknown", 2); ok {
+	if _, ok := m.attach(l, "unknown", 2); ok {
 		t.Error("Attach of an unknown session below the tape's start is taken")
 	}
-	if _, ok := m.tape.Attach(l, "w", "busy", 2); ok {
+	if _, ok := m.attach(l, "busy", 2); ok {
 		t.Error("Attach below an evicted event is taken")
 	}
 	m.append(newEvent("quiet", "a", "", 0), newEvent("quiet", "a", "", 0))
 	if l.wakes != 1 {
 		t.Errorf("a batch of two woke %d times, want once", l.wakes)
 	}
-	m.tape.Detach(l, "w", "quiet")
+	seat.Detach(l)
 	m.append(newEvent("quiet", "a", "", 0))
 	if l.wakes != 1 {
 		t.Error("a detached listener is woken")
@@ -381,15 +387,15 @@ func TestOnlyLaggingListenersHearOfEvictions(t *testing.T) {
 	cfg.MaxAge = time.Second
 	m := newModel(cfg)
 	slow, quick := &countingListener{}, &countingListener{}
-	m.tape.Attach(slow, "w", "s", 0)
-	m.tape.Attach(quick, "w", "s", 0)
+	seat, _ := m.attach(slow, "s", 0)
+	m.attach(quick, "s", 0)
 	m.append(newEvent("s", "a", "", 0))
-	if evicted := m.tape.SetLagging(slow, "w", "s", true); evicted != 0 {
+	if evicted := seat.SetLagging(slow, true); evicted != 0 {
 		t.Errorf("SetLagging says %d was evicted", evicted)
 	}
 	m.nowMs += 2000
 	m.append(newEvent("t", "a", "", 0), newEvent("s", "a", "", 0))
-	if evicted := m.tape.SetLagging(slow, "w", "s", false); evicted != 1 {
+	if evicted := seat.SetLagging(slow, false); evicted != 1 {
 		t.Errorf("SetLagging says all below %d was evicted, want 1", evicted)
 	}
 	m.nowMs += 2000
@@ -440,10 +446,10 @@ func TestWaitFor(t *testing.T) {
 func TestFrameIsEncodedOnce(t *testing.T) {
 	e := &Entry{}
 	n := 0
-	encode := func(*schema.Event) []byte { n++; return []byte("frame") }
+	encode := func(*schema.Event) Frame { n++; return Frame{Bytes: []byte("frame"), Cut: 2} }
 	for range 3 {
-		if got := string(e.Frame(1, encode)); got != "frame" {
-			t.Fatalf("Frame = %q", got)
+		if got := e.Frame(1, encode); string(got.Bytes) != "frame" || got.Cut != 2 {
+			t.Fatalf("Frame = %q, %d", got.Bytes, got.Cut)
 		}
 	}
 	if n != 1 {
@@ -459,7 +465,7 @@ func TestConfigValidate(t *testing.T) {
 	if err == nil {
 		t.Fatal("the zero Config is valid")
 	}
-	if got := len(err.(interface{ Unwrap() []error }).Unwrap()); got != 6 {
-		t.Errorf("the zero Config has %d problems, want 6: %v", got, err)
+	if got := len(err.(interface{ Unwrap() []error }).Unwrap()); got != 7 {
+		t.Errorf("the zero Config has %d problems, want 7: %v", got, err)
 	}
 }

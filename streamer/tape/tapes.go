@@ -18,13 +18,15 @@ import (
 type Log interface {
 	// Bounds returns the log start offset and the last stable offset.
 	Bounds(ctx context.Context, partition uint16) (start, end int64, err error)
+	// HighWatermark returns the end of the partition, no older than the call.
+	HighWatermark(ctx context.Context, partition uint16) (int64, error)
 	// OffsetForTime returns the first offset whose record was appended at ms (Unix) or
 	// later, or the end of the partition.
 	OffsetForTime(ctx context.Context, partition uint16, ms int64) (int64, error)
 }
 
 // Tapes are the tapes of one node. A partition is followed from its first use until
-// Close; one Kafka client reads them all.
+// nobody has asked for it for Config.IdleAfter; one Kafka client reads them all.
 type Tapes struct {
 	cfg        Config
 	epoch      uint8
@@ -51,6 +53,7 @@ type opening struct {
 	ready chan struct{} // closed by follow when tape or err is set
 	tape  *Tape
 	err   error
+	left  chan struct{} // made when the tape begins to be given up, closed by drop at the end; guarded by Tapes.mu
 }
 
 // Deps are the parts a Tapes works with.
@@ -119,9 +122,44 @@ func (t *Tapes) Open(ctx context.Context, partition uint16) (*Tape, error) {
 	if int(partition) >= t.partitions {
 		return nil, fmt.Errorf("partition %d: the log has %d", partition, t.partitions)
 	}
+	for {
+		o, err := t.opening(partition)
+		if err != nil {
+			return nil, err
+		}
+		if err := await(ctx, o.ready); err != nil {
+			return nil, err
+		}
+		if o.err != nil {
+			return nil, o.err
+		}
+		if left := t.use(o); left != nil { // it is being given up just now
+			if err := await(ctx, left); err != nil {
+				return nil, err
+			}
+			continue
+		}
+		if err := o.tape.warm(ctx); err != nil {
+			return nil, err
+		}
+		return o.tape, nil
+	}
+}
+
+func await(ctx context.Context, c <-chan struct{}) error {
+	select {
+	case <-c:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// opening returns the partition's, begun if there is none.
+func (t *Tapes) opening(partition uint16) (*opening, error) {
 	t.mu.Lock()
+	defer t.mu.Unlock()
 	if t.closed {
-		t.mu.Unlock()
 		return nil, ErrClosed
 	}
 	o := t.tapes[partition]
@@ -131,19 +169,33 @@ func (t *Tapes) Open(ctx context.Context, partition uint16) (*Tape, error) {
 		// Not on the caller's time: others wait for it too, and the caller may go away.
 		t.wg.Go(func() { t.follow(o, partition) })
 	}
-	t.mu.Unlock()
-	select {
-	case <-o.ready:
-		if o.err != nil {
-			return nil, o.err
-		}
-	case <-ctx.Done():
-		return nil, context.Cause(ctx)
+	return o, nil
+}
+
+// use keeps the tape from being given up as idle for now, or returns what says when that
+// is done.
+func (t *Tapes) use(o *opening) (left <-chan struct{}) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if o.left == nil {
+		o.tape.used.Store(true)
 	}
-	if err := o.tape.warm(ctx); err != nil {
-		return nil, err
+	return o.left
+}
+
+// Current returns the partition's tape once it holds all that was in the log when the call
+// began, and where the log ended then.
+func (t *Tapes) Current(ctx context.Context, partition uint16) (*Tape, int64, error) {
+	tape, err := t.Open(ctx, partition)
+	if err != nil {
+		return nil, 0, err
 	}
-	return o.tape, nil
+	// The end is asked for after the call began, and before the wait for it.
+	end, err := t.log.HighWatermark(ctx, partition)
+	if err != nil {
+		return nil, 0, err
+	}
+	return tape, end, tape.WaitFor(ctx, end)
 }
 
 // follow makes an opening's tape and places the reader at the start of its warm-up.
@@ -258,6 +310,7 @@ func (t *Tapes) read() {
 			tape.mu.Lock()
 			tape.trim(nowMs)
 			tape.mu.Unlock()
+			t.dropIdle(tape)
 		}
 	}
 }
@@ -299,12 +352,47 @@ func (t *Tapes) fetchFailed(tape *Tape, err error) {
 	// ends; who listens moves to replay, and the next use opens a new one.
 	t.metrics.resets.Inc()
 	t.logger.Error("tape lost its place", "partition", tape.partition, "offset", tape.Next(), "error", err)
+	t.drop(tape, fmt.Errorf("%w: %w", ErrLostPlace, err))
+}
+
+// dropIdle gives a tape up that nobody has used for long.
+func (t *Tapes) dropIdle(tape *Tape) {
+	t.mu.Lock() // so that nobody opens it between the look and the end
+	idle := tape.idle(t.now(), t.cfg.IdleAfter)
+	if idle {
+		t.leave(tape)
+	}
+	t.mu.Unlock()
+	if idle {
+		t.logger.Info("tape closed", "partition", tape.partition)
+		t.drop(tape, ErrIdle)
+	}
+}
+
+// leave has those who open the tape's partition wait for drop; mu is held.
+func (t *Tapes) leave(tape *Tape) {
+	t.tapes[tape.partition].left = make(chan struct{})
+}
+
+// drop ends a tape with err. The next use of its partition opens a new one: once the
+// reader has left the partition, or it would take the new one's place away.
+func (t *Tapes) drop(tape *Tape, err error) {
+	t.mu.Lock()
+	o := t.tapes[tape.partition]
+	if o.left == nil {
+		t.leave(tape)
+	}
+	t.mu.Unlock()
 	t.client.RemoveConsumePartitions(map[string][]int32{schema.TopicEvents: {int32(tape.partition)}})
 	t.mu.Lock()
 	delete(t.tapes, tape.partition)
+	close(o.left)
 	t.mu.Unlock()
-	tape.fail(fmt.Errorf("%w: %w", ErrLostPlace, err))
+	tape.fail(err)
 }
+
+// ErrIdle is the error of a tape that nobody had used for Config.IdleAfter.
+var ErrIdle = errors.New("tape was not in use")
 
 // ErrLostPlace is the error of a tape whose partition no longer holds the offset that
 // was to be read next.

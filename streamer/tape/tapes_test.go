@@ -218,7 +218,7 @@ func TestTapeThatLostItsPlaceIsMadeAnew(t *testing.T) {
 	defer tapes.Close()
 	tape, healthy := openTape(t, tapes, p), openTape(t, tapes, q)
 	listener := &countingListener{}
-	tape.Attach(listener, "w", "s", 0)
+	seat, _ := tape.Attach(listener, schema.Scope{Workspace: "w", Session: "s"}, "", &schema.Filter{}, 0)
 
 	// The reader asks for a place far beyond, as if the log had lost its end since.
 	tapes.client.RemoveConsumePartitions(map[string][]int32{schema.TopicEvents: {int32(p)}})
@@ -234,7 +234,7 @@ func TestTapeThatLostItsPlaceIsMadeAnew(t *testing.T) {
 		defer listener.mu.Unlock()
 		return listener.wakes == 1
 	})
-	if _, span := tape.ReadSession(nil, "w", "s", 0, 1); !errors.Is(span.Failed, ErrLostPlace) {
+	if _, span := seat.Read(nil, 0, 1); !errors.Is(span.Failed, ErrLostPlace) {
 		t.Errorf("span of a failed tape = %+v", span)
 	}
 	next := openTape(t, tapes, p)
@@ -359,5 +359,97 @@ func TestCloseFailsEverything(t *testing.T) {
 	}
 	if _, err := tapes.Open(context.Background(), 0); !errors.Is(err, ErrClosed) {
 		t.Errorf("Open after Close = %v", err)
+	}
+}
+
+// A tape that nobody uses is given up and its partition no longer read; one that is
+// listened to is not, nor one that is asked for now and then.
+func TestIdleTapesAreGivenUp(t *testing.T) {
+	checkGoroutines(t)
+	l := startLog(t, 2)
+	cfg := DefaultConfig()
+	cfg.IdleAfter = time.Minute
+	var clock atomic.Int64 // what has passed
+	began := time.Now()
+	tapes := l.startTapes(cfg, &recordedPast{}, func() time.Time { return began.Add(time.Duration(clock.Load())) })
+	defer tapes.Close()
+	listened, idle := openTape(t, tapes, 0), openTape(t, tapes, 1)
+	listener := &countingListener{}
+	seat, ok := listened.Attach(listener, schema.Scope{Workspace: "w"}, "", &schema.Filter{}, 0)
+	if !ok {
+		t.Fatal("Attach is refused")
+	}
+	open := func() int { return len(tapes.open()) }
+	// The reader has to have seen both before the clock moves on.
+	eventually(t, "the reader has looked at both", func() bool { return !idle.used.Load() && !listened.used.Load() })
+	clock.Store(int64(2 * cfg.IdleAfter))
+	eventually(t, "one tape is given up", func() bool { return open() == 1 })
+	if err := idle.Err(); !errors.Is(err, ErrIdle) {
+		t.Errorf("a tape that was given up says %v", err)
+	}
+	if listened.Err() != nil {
+		t.Errorf("a tape that is listened to failed: %v", listened.Err())
+	}
+	again := openTape(t, tapes, 1)
+	if again == idle {
+		t.Error("Open returns a tape that was given up")
+	}
+	var e *schema.Event // of partition 1
+	for i := 0; e == nil; i++ {
+		if id := fmt.Sprint("s", i); l.placement.Partition("w", id) == 1 {
+			e = newEvent(id, "a", "", began.Add(time.Duration(clock.Load())).UnixMilli())
+		}
+	}
+	l.produce(l.record(e))
+	waitFor(t, again, 1)
+	if got := offsetsOf(again, e.Session); got != "0" {
+		t.Errorf("events on a tape opened anew: %q, want 0", got)
+	}
+	seat.Detach(listener)
+	eventually(t, "the reader has looked at both", func() bool { return !again.used.Load() && !listened.used.Load() })
+	clock.Add(int64(2 * cfg.IdleAfter))
+	eventually(t, "all tapes are given up", func() bool { return open() == 0 })
+}
+
+// The one who opens a tape just as it is given up gets the next one, never an error.
+func TestOpenWaitsForATapeThatIsBeingGivenUp(t *testing.T) {
+	checkGoroutines(t)
+	l := startLog(t, 1)
+	tapes := l.startTapes(DefaultConfig(), &recordedPast{}, nil)
+	defer tapes.Close()
+	for range 20 {
+		old := openTape(t, tapes, 0)
+		tapes.mu.Lock()
+		tapes.leave(old)
+		tapes.mu.Unlock()
+		opened := make(chan *Tape)
+		go func() { opened <- openTape(t, tapes, 0) }()
+		tapes.drop(old, ErrIdle)
+		if got := <-opened; got == old || got.Err() != nil {
+			t.Fatalf("Open returns the tape that is given up: %v", got.Err())
+		}
+		l.produce(l.record(newEvent("s", "a", "", time.Now().UnixMilli())))
+		if _, end, err := tapes.Current(t.Context(), 0); err != nil || end == 0 {
+			t.Fatalf("Current = %d, %v", end, err)
+		}
+	}
+}
+
+// What was in the log when Current was called is on the tape it returns.
+func TestCurrentHasAllThatWasThere(t *testing.T) {
+	checkGoroutines(t)
+	l := startLog(t, 1)
+	tapes := l.startTapes(DefaultConfig(), &recordedPast{}, nil)
+	defer tapes.Close()
+	for n := range int64(50) {
+		l.produce(l.record(newEvent("s", "a", "", time.Now().UnixMilli())))
+		tape, end, err := tapes.Current(t.Context(), 0)
+		if err != nil || end < n+1 || tape.Next() < end {
+			t.Fatalf("Current after %d records = next %d, end %d, %v", n+1, tape.Next(), end, err)
+		}
+	}
+	tapes.Close()
+	if _, _, err := tapes.Current(t.Context(), 0); !errors.Is(err, ErrClosed) {
+		t.Errorf("Current after Close = %v", err)
 	}
 }

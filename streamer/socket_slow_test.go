@@ -1,0 +1,299 @@
+package streamer
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/textproto"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// stuckAt sends a request on a connection with a small buffer, and reads the answer's head.
+func (e *env) stuckAt(path, headers string) *client {
+	e.t.Helper()
+	d := net.Dialer{Control: func(_, _ string, raw syscall.RawConn) error {
+		var err error
+		return errors.Join(raw.Control(func(fd uintptr) {
+			err = syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_RCVBUF, 4096)
+		}), err)
+	}}
+	nc, err := d.DialContext(context.Background(), "tcp", e.addr)
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	e.t.Cleanup(func() { _ = nc.Close() })
+	_ = nc.SetDeadline(time.Now().Add(2 * testDeadline))
+	if _, err := fmt.Fprintf(nc, "GET %s HTTP/1.1\r\nHost: test\r\nx-api-key: reader\r\n%s\r\n\r\n", path, headers); err != nil {
+		e.t.Fatal(err)
+	}
+	c := &client{t: e.t, nc: nc, br: bufio.NewReaderSize(nc, 128<<10)}
+	tp := textproto.NewReader(c.br)
+	line, err := tp.ReadLine()
+	if err == nil {
+		_, err = fmt.Sscanf(line, "HTTP/1.1 %d", &c.status)
+	}
+	if err == nil {
+		c.header, err = tp.ReadMIMEHeader()
+	}
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	return c
+}
+
+// nextMessage reads the next text message of a raw socket.
+func (c *client) nextMessage() (message, error) {
+	for {
+		f, err := readFrame(c.br)
+		if err != nil {
+			return message{}, err
+		}
+		if f.opcode != opcodeText {
+			continue
+		}
+		m := message{text: string(f.payload)}
+		return m, json.Unmarshal(f.payload, &m)
+	}
+}
+
+// slowSocket reads events up to the last of want, and checks that what is missing was told.
+func (c *client) slowSocket(want []string) (got, told int, err error) {
+	at := 0
+	for at < len(want) {
+		m, err := c.nextMessage()
+		if err != nil {
+			return got, told, err
+		}
+		if m.Type == "playhead.dropped" {
+			var data struct{ Count int }
+			if err := json.Unmarshal(m.Data, &data); err != nil || data.Count <= 0 || m.text != fmt.Sprintf(`{"type":"playhead.dropped","data":{"count":%d}}`, data.Count) {
+				return got, told, fmt.Errorf("notice %s", m.text)
+			}
+			told += data.Count
+			at += data.Count
+			continue
+		}
+		if at >= len(want) || m.ID != want[at] {
+			return got, told, fmt.Errorf("after %d events and %d told lost comes %.80s", got, told, m.text)
+		}
+		at++
+		got++
+	}
+	return got, told, nil
+}
+
+func TestSlowSocketsLoseWhatTheyAreToldOrNothing(t *testing.T) {
+	checkGoroutines(t)
+	e := startEnv(t, slowConfig(), 1)
+	e.produce(newEvent("s", "first", ""))
+	e.serveSockets()
+	reader := e.stream("")
+	defer reader.close()
+	drop, replay := e.stuckSocket(""), e.stuckSocket("?on_slow=replay")
+	e.live(3)
+	e.fillUp(reader)
+	e.history.setWatermark(e.end("s") / 2)
+	eventually(t, "two sockets are slow", func() bool { return value(t, e.hub.metrics.slow) == 2 })
+	last := newEvent("s", "last", "")
+	e.produce(last)
+	reader.mustExpect([]string{last.ID.String()})
+	all := e.want("s", 0)
+	got, told, err := drop.slowSocket(all)
+	if err != nil || told == 0 || got+told != len(all) {
+		t.Errorf("a stuck socket got %d and was told of %d of %d: %v", got, told, len(all), err)
+	}
+	got, told, err = replay.slowSocket(all)
+	if err != nil || told != 0 || got != len(all) {
+		t.Errorf("a stuck socket with on_slow=replay got %d and was told of %d of %d: %v", got, told, len(all), err)
+	}
+}
+
+// A client that reads slowly answers pings late: they lie behind what it has not read yet.
+// It is not gone as long as it reads.
+func TestSlowReadersAreNotGone(t *testing.T) {
+	checkGoroutines(t)
+	cfg := slowConfig()
+	cfg.KeepAlive = 500 * time.Millisecond // it may be silent for three of them
+	e := startEnv(t, cfg, 1)
+	e.produce(bigEvents(0, 60)...)
+	e.serveSockets()
+	c := e.rawSocket(socketPath+"?on_slow=replay", "reader")
+	if err := c.nc.(*net.TCPConn).SetReadBuffer(64 << 10); err != nil {
+		t.Fatal(err)
+	}
+	c.write(text(`{"op":"seek","from":"start"}`))
+	began := time.Now()
+	var read atomic.Int64
+	go func() { // ends with the connection
+		buf := make([]byte, 16<<10)
+		for {
+			n, err := c.nc.Read(buf)
+			if err != nil {
+				return
+			}
+			read.Add(int64(n))
+			if time.Since(began) < 3*time.Second {
+				time.Sleep(40 * time.Millisecond) // it is slow: the test's subject, not a wait
+			}
+		}
+	}()
+	total := int64(60 * 40 << 10)
+	eventually(t, "everything is read", func() bool { return read.Load() >= total || e.streams() == 0 })
+	if n := read.Load(); n < total {
+		t.Errorf("a slow reader was cut after %d of %d bytes", n, total)
+	}
+	// It never answers a ping, and now there is nothing to read: it is gone.
+	eventually(t, "it is gone", func() bool { return e.streams() == 0 })
+}
+
+// The library's reader would answer a protocol error with a frame of its own, in the middle
+// of one of ours: whatever the client reads up to the end are whole frames, the last perhaps
+// cut.
+func TestProtocolErrorsAreNotWrittenIntoFrames(t *testing.T) {
+	checkGoroutines(t)
+	e := startEnv(t, slowConfig(), 1)
+	e.produce(newEvent("s", "first", ""))
+	e.serveSockets()
+	reader := e.stream("")
+	defer reader.close()
+	var stuck []*client
+	bad := [][]byte{
+		appendFrame(nil, opcodeText, nil), // no mask
+		appendClientFrame(nil, rawFrame{true, 3, nil}),
+		appendClientFrame(nil, rawFrame{true, opcodeClose, []byte{0, 1}}),
+		text("\xff"),
+		appendClientFrame(nil, rawFrame{true, opcodeText, make([]byte, 100)})[:50],
+	}
+	for range bad {
+		stuck = append(stuck, e.stuckSocket("?on_slow=replay"))
+	}
+	e.live(1 + len(bad))
+	e.fillUp(reader)
+	eventually(t, "the sockets are full", func() bool { return value(t, e.hub.metrics.slow) == float64(len(bad)) })
+	for i, c := range stuck {
+		c.write(bad[i])
+	}
+	eventually(t, "those that break the protocol are ended", func() bool { return e.streams() == 2 })
+	stuck[4].write(nil)
+	_ = stuck[4].nc.(*net.TCPConn).CloseWrite() // half a frame, then the end
+	eventually(t, "all of them are", func() bool { return e.streams() == 1 })
+	for i, c := range stuck {
+		for {
+			f, err := readFrame(c.br)
+			if err == nil && f.opcode == opcodeText && !json.Valid(f.payload) {
+				t.Errorf("client %d reads %.100q", i, f.payload)
+			}
+			if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET) {
+				break
+			}
+			if err != nil {
+				t.Errorf("client %d: %v", i, err)
+				break
+			}
+		}
+	}
+}
+
+// Everything that can happen to a socket at once, for the race detector: commands, bad
+// frames, resets, sockets that fill up, heartbeats, cancellation, and the stop.
+func TestSocketsUnderStress(t *testing.T) {
+	checkGoroutines(t)
+	for round := range 3 {
+		cfg := testConfig()
+		cfg.KeepAlive = 64 * time.Millisecond
+		cfg.WriteTimeout = 200 * time.Millisecond
+		cfg.Tape.MaxBytes = 200 << 10
+		cfg.MaxReplays = 3
+		cfg.Workers = 4
+		e := startEnv(t, cfg, 1)
+		rng := rand.New(rand.NewPCG(uint64(round), 11))
+		e.produce(bigEvents(0, 20)...)
+		e.produce(numbered("s", 0, 300)...)
+		e.history.setWatermark(100)
+		appender := &fakeAppender{e: e}
+		e.serveWith(socketKeys, func(d *Deps) { d.Appender = appender })
+		ctx, stop := context.WithCancel(context.Background())
+		var wg sync.WaitGroup
+		var read, acked atomic.Int64
+		for i := range 16 {
+			wg.Go(func() {
+				rng := rand.New(rand.NewPCG(uint64(round), uint64(i)))
+				for ctx.Err() == nil {
+					query := []string{"", "?from=start", "?from=start&on_slow=replay", "?type=a", "?notices=1&from=start&speed=50"}[rng.IntN(5)]
+					c, err := e.dial(socketPath+query, "talker", upgradeHeaders)
+					if err != nil {
+						continue
+					}
+					if rng.IntN(2) == 0 {
+						_ = c.nc.(*net.TCPConn).SetReadBuffer(4096)
+						_ = c.nc.(*net.TCPConn).SetLinger(0)
+					}
+					_ = c.nc.SetDeadline(time.Now().Add(time.Duration(50+rng.IntN(400)) * time.Millisecond))
+					id := c.header.Get("X-Connection-Id")
+					for range rng.IntN(60) {
+						switch rng.IntN(12) {
+						case 0:
+							_, _ = c.nc.Write([]byte{byte(rng.Uint32()), byte(rng.Uint32()), 0, 0})
+						case 1:
+							_, _ = c.nc.Write(appendClientFrame(nil, rawFrame{true, opcodePing, []byte("x")}))
+						case 2:
+							_, _ = c.nc.Write(appendClientFrame(nil, rawFrame{true, opcodePong, nil}))
+						case 3:
+							if s := e.hub.find(id); s != nil && rng.IntN(4) == 0 {
+								s.end(&cancelledError{byServer: true, reason: "stress"})
+							}
+						case 4:
+							_, _ = c.nc.Write(text(`{"op":"append","event":{"type":"a","payload":1}}`))
+						default:
+							_, _ = c.nc.Write(text([]string{
+								`{"op":"seek","from":"start"}`, `{"op":"seek","from":"now"}`, `{"op":"pause"}`, `{"op":"resume"}`,
+								`{"op":"subscribe","type":"b","notices":1,"binary":1}`, `{"op":"speed","speed":100}`, `{"op":"speed","speed":null}`,
+								`{"op":"seek","from_t_ms":100}`, `{"op":"subscribe"}`, `{"op":"nonsense"}`,
+							}[rng.IntN(10)]))
+						}
+						for range rng.IntN(6) {
+							f, err := readFrame(c.br)
+							if err != nil {
+								break
+							}
+							read.Add(1)
+							if f.opcode == opcodeText && len(f.payload) > 6 && string(f.payload[:6]) == `{"ack"` {
+								acked.Add(1)
+							}
+						}
+					}
+					if rng.IntN(3) == 0 {
+						_, _ = c.nc.Write(appendClientFrame(nil, rawFrame{true, opcodeClose, []byte{3, 232}}))
+					}
+					c.close()
+				}
+			})
+		}
+		for began := time.Now(); time.Since(began) < 1500*time.Millisecond; {
+			appender.mu.Lock()
+			e.produce(bigEvents(0, 1)...)
+			e.produce(numbered("s", 0, 10)...)
+			appender.mu.Unlock()
+			e.history.setWatermark(rng.Int64N(e.end("s")))
+		}
+		if round%2 == 0 {
+			e.closeHub() // under the clients' feet
+		}
+		stop()
+		wg.Wait()
+		e.closeHub()
+		if n := e.streams(); n != 0 {
+			t.Errorf("round %d: %d streams after Close", round, n)
+		}
+		t.Logf("round %d: %d frames read, %d acks", round, read.Load(), acked.Load())
+	}
+}
