@@ -1,7 +1,7 @@
 # Playhead: `make run` is all a newcomer needs; `make help` lists the rest.
 #
-# Needs: Go (go.mod names the version), npm for the embedded engine, and a C compiler
-# for the race detector of `test` and `check`. Everything else is fetched, pinned.
+# Needs: Go (go.mod names the version), npm for the embedded engine, and for `test` and
+# `check` a C compiler (the race detector) and Python. Everything else is fetched, pinned.
 
 SHELL       := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -23,6 +23,7 @@ PKG        ?= ./...
 BENCH      ?= .
 BENCH_TIME ?= 1s
 BENCH_ARGS ?=
+PEERS_ARGS ?=
 # Bounds one package's tests; packages are tested two at a time, since each may run an
 # engine and a broker of its own.
 TEST_TIMEOUT ?= 15m
@@ -47,9 +48,13 @@ run: build engine ## Build, fetch the engine, start a durable single machine on 
 engine: ## Fetch the pinned engine library, once (npm)
 	@scripts/fetch-engine.sh >/dev/null
 
+.PHONY: clients
+clients: ## Fetch the pinned third-party clients that tests drive, once (npm, pip, apt for Chromium)
+	@scripts/fetch-clients.sh
+
 .PHONY: test
-test: engine ## All tests, with the race detector, in random order
-	CGO_ENABLED=1 PLAYHEAD_REQUIRE_ENGINE=1 $(GO) test -race -shuffle=on -timeout $(TEST_TIMEOUT) -p $(TEST_JOBS) $(PKG)
+test: engine clients ## All tests, with the race detector, in random order
+	CGO_ENABLED=1 PLAYHEAD_REQUIRE_ENGINE=1 PLAYHEAD_REQUIRE_CLIENTS=1 $(GO) test -race -shuffle=on -timeout $(TEST_TIMEOUT) -p $(TEST_JOBS) $(PKG)
 
 .PHONY: check
 check: fmt-check vet lint test ## Format, vet, lint, then all tests: what a commit must pass
@@ -81,6 +86,13 @@ bench: build engine ## Measure a real server (bin/bench.md, .json), then the pac
 	$(BIN)/bench -server $(BIN)/playhead -json $(BIN)/bench.json $(BENCH_ARGS) | tee $(BIN)/bench.md
 	PLAYHEAD_REQUIRE_ENGINE=1 $(GO) test -run '^$$' -bench '$(BENCH)' -benchtime $(BENCH_TIME) -benchmem -timeout 60m -p 1 $(PKG) | tee $(BIN)/bench.txt
 
+# PEERS_ARGS are those of integration/bench, as in PEERS_ARGS='-only idle -targets playhead,nchan'.
+.PHONY: bench-peers
+bench-peers: build engine ## Measure other servers beside ours, in one run (bin/peers.md, .json)
+	$(GO) build -trimpath -o $(BIN)/bench ./integration/bench
+	peers="$$(scripts/fetch-peers.sh)"; \
+	$(BIN)/bench -server $(BIN)/playhead -peers "$$peers" -json $(BIN)/peers.json $(PEERS_ARGS) | tee $(BIN)/peers.md
+
 .PHONY: fuzz
 fuzz: ## Each fuzz target for FUZZTIME, one after the other
 	@for pkg in $$($(GO) list $(PKG)); do \
@@ -97,4 +109,4 @@ clean: ## Remove bin/ and Go's test cache; data and the fetched engine stay
 
 .PHONY: help
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

@@ -23,6 +23,9 @@ type about struct {
 	System    string `json:"system"`
 	Go        string `json:"go"`
 	LoadAvg   string `json:"load_avg"` // before the first run: above 0.5 somebody else was at work
+
+	Targets []string `json:"targets,omitempty"` // of a comparison: what each is
+	Absent  []string `json:"absent,omitempty"`  // and which could not be had
 }
 
 func describe(ctx context.Context, cfg config, size size) (about, error) {

@@ -144,6 +144,10 @@ func TestFlags(t *testing.T) {
 	f(`-only has "fan"`, "-only", "fan")
 	f("-runs is 0", "-runs", "0")
 	f(`takes no arguments`, "append")
+	f("", "-peers", "dir", "-only", "storm,slow", "-targets", "playhead,nchan")
+	f(`-only has "append"`, "-peers", "dir", "-only", "append")
+	f(`-targets has "ncham"`, "-peers", "dir", "-targets", "ncham")
+	f("-targets is for -peers", "-targets", "nchan")
 }
 
 func TestUntilSaysWhatItWaitedFor(t *testing.T) {

@@ -87,3 +87,10 @@ func (s stamped) body(dst []byte, n int) []byte {
 	}
 	return append(dst, "]}"...)
 }
+
+// eventTail is the end of an event of size bytes that begins with a stamp and a number
+// (feed.send).
+func eventTail(size int) string {
+	head := `{"at":` + strings.Repeat("0", stampDigits) + `,"seq":` + strings.Repeat("0", numberDigits)
+	return fill(head+`,"text":"`, size, rand.New(rand.NewPCG(5, 6)))[len(head):]
+}

@@ -86,7 +86,7 @@ func (b *bench) idleMemory(ctx context.Context, sessions int) (perStream float64
 	if err != nil {
 		return 0, err
 	}
-	if got := m["playhead_streams"]; int(got) != len(streams) {
+	if got := m[`playhead_streams{view="session"}`]; int(got) != len(streams) {
 		return 0, fmt.Errorf("%v streams are open, want %d", got, len(streams))
 	}
 	after, err := residentBytes(s.pid())

@@ -1,5 +1,6 @@
 // Command bench measures a playhead dev process from the outside, over loopback HTTP,
-// and prints a table for docs/benchmarks.md. `make bench` runs it.
+// and prints a table for docs/benchmarks.md. `make bench` runs it. With -peers it measures
+// other servers beside it: `make bench-peers`.
 //
 // Each section starts servers of its own in a temporary directory and stops them again.
 // What is compared with something (raw franz-go, another source) is measured in the same
@@ -68,11 +69,14 @@ type config struct {
 	quick  bool
 	only   []string
 	json   string // file that gets the report as JSON too
+
+	peers   string   // directory of scripts/fetch-peers.sh: compare, in place of the sections
+	targets []string // to compare; none: all
 }
 
 func parseFlags(args []string, stderr io.Writer) (config, error) {
 	var c config
-	var only string
+	var only, targets string
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	flags.SetOutput(stderr)
 	flags.StringVar(&c.server, "server", "bin/playhead", "the playhead binary to measure")
@@ -80,21 +84,29 @@ func parseFlags(args []string, stderr io.Writer) (config, error) {
 	flags.IntVar(&c.runs, "runs", 3, "runs of each measurement; the table has their median, least and greatest")
 	flags.IntVar(&c.rows, "rows", 0, "rows in the table that pages and start work on (default 1,000,000; with -quick 50,000)")
 	flags.BoolVar(&c.quick, "quick", false, "one short run of everything, to see that it works")
-	flags.StringVar(&only, "only", "", "sections to run, separated by commas: "+strings.Join(sectionNames(), ", "))
+	flags.StringVar(&only, "only", "", "sections to run, separated by commas: "+strings.Join(sectionNames(), ", ")+"; with -peers: "+strings.Join(boutNames(), ", "))
 	flags.StringVar(&c.json, "json", "", "file to write the report to as JSON as well")
+	flags.StringVar(&c.peers, "peers", "", "directory where scripts/fetch-peers.sh has put other servers: compare with them, in place of the sections")
+	flags.StringVar(&targets, "targets", "", "with -peers, what to compare, separated by commas: "+strings.Join(contestantNames(), ", "))
 	if err := flags.Parse(args); err != nil {
 		return c, err
 	}
 	if flags.NArg() > 0 {
 		return c, fmt.Errorf("takes no arguments, got %q", flags.Arg(0))
 	}
-	if only != "" {
-		c.only = strings.Split(only, ",")
+	names := sectionNames()
+	if c.peers != "" {
+		names = boutNames()
 	}
-	for _, name := range c.only {
-		if !slices.Contains(sectionNames(), name) {
-			return c, fmt.Errorf("-only has %q; want some of %s", name, strings.Join(sectionNames(), ", "))
-		}
+	var err error
+	if c.only, err = someOf("-only", only, names); err != nil {
+		return c, err
+	}
+	if targets != "" && c.peers == "" {
+		return c, errors.New("-targets is for -peers")
+	}
+	if c.targets, err = someOf("-targets", targets, contestantNames()); err != nil {
+		return c, err
 	}
 	if c.quick {
 		c.runs = 1
@@ -103,6 +115,20 @@ func parseFlags(args []string, stderr io.Writer) (config, error) {
 		return c, fmt.Errorf("-runs is %d; want at least 1", c.runs)
 	}
 	return c, nil
+}
+
+// someOf splits a list of names by commas and checks them.
+func someOf(flag, list string, names []string) ([]string, error) {
+	if list == "" {
+		return nil, nil
+	}
+	some := strings.Split(list, ",")
+	for _, name := range some {
+		if !slices.Contains(names, name) {
+			return nil, fmt.Errorf("%s has %q; want some of %s", flag, name, strings.Join(names, ", "))
+		}
+	}
+	return some, nil
 }
 
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err error) {
@@ -115,18 +141,27 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 		return err
 	}
 	defer func() { err = errors.Join(err, b.cleanUp()) }()
-	for _, s := range sections() {
-		if len(cfg.only) > 0 && !slices.Contains(cfg.only, s.name) {
-			continue
-		}
-		b.logf("== %s", s.name)
-		if serr := s.run(b, ctx); serr != nil {
-			err = fmt.Errorf("%s: %w", s.name, serr) // what has been measured is still printed
-			break
-		}
+	if cfg.peers != "" {
+		err = b.comparePeers(ctx)
+	} else {
+		err = b.runSections(ctx)
 	}
+	// What has been measured is still printed.
 	if cfg.json != "" {
 		err = errors.Join(err, b.report.writeJSON(cfg.json))
 	}
 	return errors.Join(err, b.report.writeMarkdown(stdout))
+}
+
+func (b *bench) runSections(ctx context.Context) error {
+	for _, s := range sections() {
+		if len(b.cfg.only) > 0 && !slices.Contains(b.cfg.only, s.name) {
+			continue
+		}
+		b.logf("== %s", s.name)
+		if err := s.run(b, ctx); err != nil {
+			return fmt.Errorf("%s: %w", s.name, err)
+		}
+	}
+	return nil
 }

@@ -14,7 +14,9 @@ import (
 // report is everything that was measured.
 type report struct {
 	About    about    `json:"about"`
-	Sections []*table `json:"sections"`
+	Sections []*table `json:"sections,omitempty"`
+
+	Comparisons []*comparison `json:"comparisons,omitempty"`
 }
 
 // table is a section's measurements.
@@ -106,6 +108,10 @@ func (r *report) writeMarkdown(w io.Writer) error {
 			fmt.Fprintf(&b, "| %s | %s %s | %s – %s | %s |\n", row.Name, number(median(row.Values)), row.Unit,
 				number(slices.Min(row.Values)), number(slices.Max(row.Values)), row.Goal)
 		}
+	}
+	r.About.contestants(&b)
+	for _, c := range r.Comparisons {
+		c.markdown(&b)
 	}
 	if _, err := io.WriteString(w, b.String()); err != nil {
 		return fmt.Errorf("report: %w", err)
