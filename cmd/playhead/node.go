@@ -268,10 +268,7 @@ func (n *node) openTapes(ctx context.Context) error {
 // openHTTP builds the roles that answer requests. Stopping runs the other way: stop
 // listening, end streams, flush the producer.
 func (n *node) openHTTP(context.Context) error {
-	httpCfg := n.cfg.HTTP
-	httpCfg.Registerer = n.reg
-	httpCfg.Stopping = n.stopping.Load
-	n.app = httpapi.NewApp(httpCfg, n.logger)
+	n.app = httpapi.NewApp(n.httpConfig(), n.logger)
 	n.health.Routes(n.app, n.reg)
 	n.limiter = httpapi.NewLimiter(n.limits, nil, n.reg)
 	n.app.Use(httpapi.Authenticate(n.control, streamer.TokenRule()), nameWorkspace, n.limiter.Handler)
@@ -293,6 +290,14 @@ func (n *node) openHTTP(context.Context) error {
 	return nil
 }
 
+// httpConfig is the configured edge, with what the process gives it.
+func (n *node) httpConfig() httpapi.Config {
+	cfg := n.cfg.HTTP
+	cfg.Registerer = n.reg
+	cfg.Stopping = n.stopping.Load
+	return cfg
+}
+
 // limits returns what bounds the keys of a workspace now.
 func (n *node) limits(workspace string) control.Limits {
 	w, _ := n.control.Workspace(workspace)
@@ -308,7 +313,7 @@ func (n *node) listen(ctx context.Context) error {
 	}
 	var serving sync.WaitGroup
 	serving.Go(func() {
-		if err := n.app.Listener(n.listener); err != nil && !n.stopping.Load() {
+		if err := n.app.Listener(httpapi.Door(n.listener, n.httpConfig())); err != nil && !n.stopping.Load() {
 			n.fail(fmt.Errorf("serve: %w", err))
 		}
 	})

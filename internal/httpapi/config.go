@@ -22,6 +22,7 @@ const (
 	maxBodyLimit           = 1 << 30
 	minHeaderLimit         = 8 << 10
 	maxHeaderLimit         = 1 << 20
+	maxAcceptRate          = 1_000_000
 	minTimeout, maxTimeout = time.Second, time.Hour
 )
 
@@ -52,6 +53,11 @@ type Config struct {
 	// MaxConnections is how many connections are served at once, streams included;
 	// later ones are answered 503. Default 262,144, at least 1.
 	MaxConnections int `yaml:"max_connections"`
+	// AcceptRate is how many connections a second are let in. Default 0: 1,000 for each
+	// processor; at most 1,000,000. A thousand listeners that come back at once are so spread
+	// over half a second, in which those that are here are served; a low one keeps
+	// newcomers waiting.
+	AcceptRate int `yaml:"accept_rate"`
 	// CORS says which web pages may use the API. Default none.
 	CORS CORSConfig `yaml:"cors"`
 
@@ -92,6 +98,7 @@ func (c Config) Validate() error {
 	check(c.ReadTimeout >= minTimeout && c.ReadTimeout <= maxTimeout, "read_timeout", c.ReadTimeout, "1s to 1h")
 	check(c.WriteTimeout >= minTimeout && c.WriteTimeout <= maxTimeout, "write_timeout", c.WriteTimeout, "1s to 1h")
 	check(c.IdleTimeout >= minTimeout && c.IdleTimeout <= maxTimeout, "idle_timeout", c.IdleTimeout, "1s to 1h")
+	check(c.AcceptRate >= 0 && c.AcceptRate <= maxAcceptRate, "accept_rate", c.AcceptRate, "0 to 1000000 connections a second")
 	check(c.MaxConnections >= 1, "max_connections", c.MaxConnections, "1 or more")
 	return errors.Join(append(errs, c.CORS.Validate())...)
 }
