@@ -14,12 +14,14 @@ func TestAnAppendLingersOnlyBesideOthers(t *testing.T) {
 	const linger = time.Second
 	r := newRig(t, func(c *rigConfig) { c.ingest.Linger = linger })
 	r.appended(200, call{path: "/v1/sessions/a/events", body: event("")}) // the client learns where the topic is
-	for range 5 {
+	fastest := time.Hour
+	for range 5 { // one may be slow for other reasons; with the linger all would be
 		begun := time.Now()
 		r.appended(200, call{path: "/v1/sessions/a/events", body: event("")})
-		if took := time.Since(begun); took >= linger {
-			t.Errorf("an append alone took %v, as long as the linger", took)
-		}
+		fastest = min(fastest, time.Since(begun))
+	}
+	if fastest >= linger {
+		t.Errorf("an append alone took %v, as long as the linger", fastest)
 	}
 
 	// While one is in flight, what else comes gathers.

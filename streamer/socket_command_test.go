@@ -353,13 +353,14 @@ func TestSpeedOfSockets(t *testing.T) {
 	for i, ev := range events {
 		ev.TMs = int64(i) * 1000
 	}
+	events[8].TMs = 3_600_000 // nobody waits for it but at no speed
 	e.produce(events...)
 	e.serveSockets()
 	ids := e.want("s", -1)
+	began := time.Now() // before anything of the stream can have begun
 	c := e.socket(socketPath+"?from=start&speed=10", "reader")
-	began := time.Now()
 	c.expect(ids[:3])
-	if took := time.Since(began); took < 190*time.Millisecond || took > 5*time.Second {
+	if took := time.Since(began); took < 200*time.Millisecond {
 		t.Errorf("two seconds at speed 10 took %v", took)
 	}
 	c.send(`{"op":"speed","speed":1,"ref":1}`)
@@ -370,7 +371,6 @@ func TestSpeedOfSockets(t *testing.T) {
 			break
 		}
 	}
-	began = time.Now()
 	c.send(`{"op":"speed","speed":null,"ref":2}`) // as fast as it goes
 	for i := 0; ; i++ {
 		m := c.mustNext()
@@ -380,14 +380,11 @@ func TestSpeedOfSockets(t *testing.T) {
 		}
 	}
 	c.expect(ids)
-	if took := time.Since(began); took > 4*time.Second { // at speed 1 it would be five or more
-		t.Errorf("as fast as it goes took %v", took)
-	}
 	c.ack(`{"op":"speed","speed":5}`)
-	c.ack(`{"op":"seek","from":"start"}`)
 	began = time.Now()
+	c.ack(`{"op":"seek","from":"start"}`)
 	c.expect(e.want("s", -1)[:2])
-	if took := time.Since(began); took < 190*time.Millisecond {
+	if took := time.Since(began); took < 200*time.Millisecond {
 		t.Errorf("a second at speed 5 took %v", took)
 	}
 }
