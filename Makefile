@@ -24,6 +24,10 @@ BENCH      ?= .
 BENCH_TIME ?= 1s
 BENCH_ARGS ?=
 PEERS_ARGS ?=
+# Rows of `make bench-history`, and where they are kept; none: in the user's cache directory.
+ROWS         ?= 100000000
+HISTORY_DATA ?=
+HISTORY_ARGS ?=
 # Bounds one package's tests; packages are tested two at a time, since each may run an
 # engine and a broker of its own.
 TEST_TIMEOUT ?= 15m
@@ -93,6 +97,13 @@ bench-peers: build engine ## Measure other servers beside ours, in one run (bin/
 	peers="$$(scripts/fetch-peers.sh)"; \
 	$(BIN)/bench -server $(BIN)/playhead -peers "$$peers" -json $(BIN)/peers.json $(PEERS_ARGS) | tee $(BIN)/peers.md
 
+# The rows are made once, at some 100,000 to 400,000 a second, and take about 210 B each; merges
+# want as much again for a while. HISTORY_ARGS are those of integration/bench, as in HISTORY_ARGS='-n 50'.
+.PHONY: bench-history
+bench-history: build engine ## Measure history over ROWS=100000000 rows (bin/history.md, .json)
+	$(GO) build -trimpath -o $(BIN)/bench ./integration/bench
+	$(BIN)/bench -server $(BIN)/playhead -only history -runs 1 -rows $(ROWS) $(if $(HISTORY_DATA),-data '$(HISTORY_DATA)') -json $(BIN)/history.json $(HISTORY_ARGS) | tee $(BIN)/history.md
+
 .PHONY: fuzz
 fuzz: ## Each fuzz target for FUZZTIME, one after the other
 	@for pkg in $$($(GO) list $(PKG)); do \
@@ -109,4 +120,4 @@ clean: ## Remove bin/ and Go's test cache; data and the fetched engine stay
 
 .PHONY: help
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

@@ -24,31 +24,43 @@ func (r *request) produce() {
 		}
 	}
 	r.began = time.Now()
-	r.pending.Store(int64(n) + 1)
+	r.pending.Store(1)
+	p := r.a.producer
+	r.hand(p, n, 0, r.nowMs, func(e *schema.Event) { p.release(1, int64(e.Size())) })
+	p.handedOver(n)
+	r.acknowledgedOne()
+}
+
+// hand hands the next n new items, from item first on, to Kafka, stamped with nowMs, and
+// returns the item behind the last. acknowledged is called for each, once Kafka has
+// answered, before the request knows.
+func (r *request) hand(p *producer, n, first int, nowMs int64, acknowledged func(*schema.Event)) (next int) {
+	r.pending.Add(int64(n))
 	records := make([]kgo.Record, n)
 	headers := make([]kgo.RecordHeader, n*headersPerRecord)
-	n = 0
-	for i := range r.items {
+	next = first
+	for n = 0; n < len(records); next++ {
+		i := next // each record's own
 		if !r.new(i) {
 			continue
 		}
 		r.fates[i] = fateProduced
 		t, e := r.targets[i], &r.items[i].Event
-		e.ID.TimeMs = r.nowMs
+		e.ID.TimeMs = nowMs
 		room := headers[n*headersPerRecord : n*headersPerRecord : (n+1)*headersPerRecord]
-		r.a.producer.fill(&records[n], room, e, t.kkey, t.lane.partition)
-		r.a.producer.produce(&records[n], func(rec *kgo.Record, err error) { r.acknowledge(i, rec, err) })
+		p.fill(&records[n], room, e, t.kkey, t.lane.partition)
+		p.produce(&records[n], func(rec *kgo.Record, err error) {
+			acknowledged(e)
+			r.acknowledge(i, rec, err)
+		})
 		n++
 	}
-	r.a.producer.handedOver(n)
-	r.acknowledgedOne()
+	return next
 }
 
 // acknowledge is what Kafka's client calls for each record, one after the other within
 // a partition.
 func (r *request) acknowledge(i int, rec *kgo.Record, err error) {
-	e := &r.items[i].Event
-	r.a.producer.release(1, int64(e.Size()))
 	t := r.targets[i]
 
 	r.mu.Lock()
@@ -59,7 +71,7 @@ func (r *request) acknowledge(i int, rec *kgo.Record, err error) {
 	} else {
 		res.ID = schema.EventID{
 			Position: schema.Position{Epoch: r.a.layout.Epoch(), Partition: t.lane.partition, Offset: rec.Offset},
-			TimeMs:   r.nowMs,
+			TimeMs:   r.items[i].Event.ID.TimeMs,
 		}
 		r.acknowledged++
 		r.payload += len(rec.Value)
@@ -102,6 +114,9 @@ func (r *request) finish() {
 	}
 	if r.acknowledged > 0 {
 		r.a.metrics.acknowledged(r.acknowledged, r.payload, time.Since(r.began))
+		if r.sliced {
+			r.a.metrics.backfilled.Add(float64(r.acknowledged))
+		}
 	}
 	close(r.done)
 }

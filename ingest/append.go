@@ -2,6 +2,7 @@ package ingest
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -82,6 +83,9 @@ type Options struct {
 	AllOrNothing bool
 	// SearchHistory also finds message ids that are older than the dedupe rule's reach.
 	SearchHistory bool
+	// Backfill sends the events by the lane of bulk imports, which makes way for the
+	// appends without it.
+	Backfill bool
 }
 
 // Result is what became of one event. If Err is nil the event is in the log under ID.
@@ -104,6 +108,7 @@ type Appender struct {
 	log      *slog.Logger
 	now      func() time.Time
 	producer *producer
+	backfill *backfill
 
 	mu      sync.Mutex // guards lanes
 	lanes   map[uint16]*lane
@@ -119,6 +124,11 @@ func NewAppender(cfg Config, deps Deps) (*Appender, error) {
 	if err != nil {
 		return nil, err
 	}
+	bulk, err := newBackfillProducer(cfg, deps.Kafka)
+	if err != nil {
+		p.client.Close()
+		return nil, err
+	}
 	a := &Appender{
 		cfg: cfg, layout: deps.Layout, tails: deps.Tails, history: deps.History, rule: deps.Rule,
 		metrics: deps.Metrics, log: deps.Log, now: deps.Now, producer: p,
@@ -127,6 +137,7 @@ func NewAppender(cfg Config, deps Deps) (*Appender, error) {
 	if a.metrics == nil {
 		a.metrics = NewMetrics(nil)
 	}
+	a.backfill = newBackfill(cfg, bulk, a.metrics)
 	if a.log == nil {
 		a.log = slog.New(slog.DiscardHandler)
 	}
@@ -137,26 +148,69 @@ func NewAppender(cfg Config, deps Deps) (*Appender, error) {
 }
 
 // Close waits until everything handed to Kafka is acknowledged, or ctx ends, and closes
-// the client. Appends after it are refused with shutting_down.
-func (a *Appender) Close(ctx context.Context) error { return a.producer.close(ctx) }
+// the clients. Appends after it are refused with shutting_down.
+func (a *Appender) Close(ctx context.Context) error {
+	return errors.Join(a.producer.close(ctx), a.backfill.producer.close(ctx))
+}
 
 // Append appends events in order and returns a Result for each, in that order. Items
 // that carry an Err keep it. The items are the Appender's until the process ends; their
 // payloads must not change afterwards.
 //
-// It waits for Kafka as long as ctx and Config.ProduceTimeout allow. A result of
-// log_unavailable means that the event may have been written or not; a retry with the
-// same message id finds out.
+// It waits for Kafka as long as ctx and Config.ProduceTimeout allow, in the lane of
+// backfills Config.BackfillTimeout. A result of log_unavailable means that the event may
+// have been written or not; a retry with the same message id finds out.
 //
 // The error, an *httpapi.Error, says that nothing at all was appended.
 func (a *Appender) Append(ctx context.Context, caller Caller, items []Item, opt Options) ([]Result, error) {
-	// The client waits a little longer than the records may, to hear what became of them.
-	ctx, cancel := context.WithTimeout(ctx, a.cfg.ProduceTimeout+time.Second)
+	if opt.Backfill {
+		return a.appendBackfill(ctx, caller, items, opt)
+	}
+	ctx, cancel := context.WithTimeout(ctx, a.liveTimeout())
 	defer cancel()
+	a.backfill.begin()
+	defer a.backfill.end()
 
 	r := a.newRequest(caller, items)
+	r.decide(ctx, opt)
+	err := r.refusal(opt)
+	if err == nil {
+		err = r.admit()
+	}
+	if err != nil {
+		r.abandon(err)
+	}
+	r.produce()
+	return r.answer(ctx, opt, err)
+}
+
+// appendBackfill is Append on the lane of backfills.
+func (a *Appender) appendBackfill(ctx context.Context, caller Caller, items []Item, opt Options) ([]Result, error) {
+	ctx, cancel := context.WithTimeout(ctx, a.cfg.BackfillTimeout)
+	defer cancel()
+	release, err := a.backfill.lookup(ctx)
+	if err != nil {
+		return nil, err
+	}
+	r := a.newRequest(caller, items)
+	func() {
+		defer release()
+		r.decide(ctx, opt)
+	}()
+	if err = r.refusal(opt); err != nil {
+		r.abandon(err)
+	}
+	r.produceSlices(ctx)
+	return r.answer(ctx, opt, err)
+}
+
+// liveTimeout is a little longer than the records may take, to hear what became of them.
+func (a *Appender) liveTimeout() time.Duration { return a.cfg.ProduceTimeout + time.Second }
+
+// decide finds out what each item is, and settles those that are not to be appended.
+func (r *request) decide(ctx context.Context, opt Options) {
 	r.place(ctx)
-	if caller.Workflow != "" {
+	if r.caller.Workflow != "" {
 		r.loadSessions(ctx, func(int) bool { return true })
 		r.checkBinding()
 	}
@@ -171,21 +225,22 @@ func (a *Appender) Append(ctx context.Context, caller Caller, items []Item, opt 
 		return r.results[i].Err == nil && (r.new(i) || !r.items[i].TMsGiven)
 	})
 	r.judge()
+}
 
-	var err *httpapi.Error
-	if opt.AllOrNothing {
-		err = r.firstError()
+// refusal is why the whole request is refused, nil if it is not.
+func (r *request) refusal(opt Options) *httpapi.Error {
+	if !opt.AllOrNothing {
+		return nil
 	}
-	if err == nil {
-		err = r.admit()
-	}
-	if err != nil {
-		r.abandon(err)
-	}
-	r.produce()
+	return r.firstError()
+}
+
+// answer waits for what was produced. refused is why the items that were to be appended
+// are not, nil if they are.
+func (r *request) answer(ctx context.Context, opt Options, refused *httpapi.Error) ([]Result, error) {
 	results := r.wait(ctx)
-	if err != nil && opt.AllOrNothing {
-		return nil, err
+	if refused != nil && opt.AllOrNothing {
+		return nil, refused
 	}
 	r.count(results)
 	return results, nil

@@ -2,8 +2,9 @@ package ingest
 
 import (
 	"errors"
-	"fmt"
 	"time"
+
+	"github.com/playhead-dev/playhead/internal/settings"
 )
 
 // Defaults of Config.
@@ -19,6 +20,11 @@ const (
 	DefaultLinger              = time.Millisecond
 	DefaultProduceTimeout      = 10 * time.Second
 	DefaultMaterialisedTimeout = 30 * time.Second
+	DefaultMaxBackfillRequests = 16
+	DefaultMaxBackfillBytes    = 64 << 20
+	DefaultBackfillShare       = 25
+	DefaultBackfillYield       = 50 * time.Millisecond
+	DefaultBackfillTimeout     = 30 * time.Second
 )
 
 // Config is the ingest role's settings. Start from DefaultConfig.
@@ -69,6 +75,31 @@ type Config struct {
 	// MaterialisedTimeout is how long ack=materialised waits for ClickHouse before it
 	// answers 202. Default 30 s.
 	MaterialisedTimeout time.Duration `yaml:"materialised_timeout"`
+
+	// MaxBackfillRequests bounds the appends with lane=backfill that are under way, those
+	// that wait their turn included. Default 16, 1 to 4096. Beyond it they are refused with
+	// 503 overloaded, whole. Memory: each holds its body as sent while it waits.
+	MaxBackfillRequests int `yaml:"max_backfill_requests"`
+
+	// MaxBackfillBytes bounds the decoded bodies of backfills under way; further ones wait.
+	// Default 64 MiB, at least MaxBatchBytes. What of them has been handed to Kafka is
+	// bounded besides, by a few hundred events.
+	MaxBackfillBytes int `yaml:"max_backfill_bytes"`
+
+	// BackfillShare is how much of the time, in percent, the lane of backfills works while
+	// there are live appends, in turns of 250 events or 128 KiB, or a body to decode, with
+	// rests between. Default 25, 1 to 100. 100 never rests; less is gentler on live appends
+	// and slower. Without live appends for a second it never rests.
+	BackfillShare int `yaml:"backfill_share"`
+
+	// BackfillYield is how long at most the lane of backfills makes way for live appends
+	// before a turn, resting included. Default 50 ms, 0 to 10 s. 0 makes no way at all. It
+	// sets the pace while live appends never cease: a turn in this time.
+	BackfillYield time.Duration `yaml:"backfill_yield"`
+
+	// BackfillTimeout is how long a backfill may wait and take in all. Default 30 s. After
+	// it the answer is 503, and what had not been handed to Kafka by then is not appended.
+	BackfillTimeout time.Duration `yaml:"backfill_timeout"`
 }
 
 // DefaultConfig returns the settings that suit a small machine.
@@ -85,34 +116,34 @@ func DefaultConfig() Config {
 		Linger:              DefaultLinger,
 		ProduceTimeout:      DefaultProduceTimeout,
 		MaterialisedTimeout: DefaultMaterialisedTimeout,
+		MaxBackfillRequests: DefaultMaxBackfillRequests,
+		MaxBackfillBytes:    DefaultMaxBackfillBytes,
+		BackfillShare:       DefaultBackfillShare,
+		BackfillYield:       DefaultBackfillYield,
+		BackfillTimeout:     DefaultBackfillTimeout,
 	}
 }
 
 // Validate reports every setting that is out of its range, joined.
 func (c Config) Validate() error {
-	var problems []error
-	number := func(key string, v, low, high int) {
-		if v < low || v > high {
-			problems = append(problems, fmt.Errorf("ingest.%s is %d; want %d to %d", key, v, low, high))
-		}
-	}
-	duration := func(key string, v, low, high time.Duration) {
-		if v < low || v > high {
-			problems = append(problems, fmt.Errorf("ingest.%s is %v; want %v to %v", key, v, low, high))
-		}
-	}
-	number("max_event_bytes", c.MaxEventBytes, 1<<10, 64<<20)
-	number("max_batch_bytes", c.MaxBatchBytes, max(c.MaxEventBytes, 1<<10), 1<<30)
-	number("max_batch_events", c.MaxBatchEvents, 1, 1_000_000)
-	number("max_json_depth", c.MaxJSONDepth, 1, 5000)
-	number("max_compression_ratio", c.MaxCompressionRatio, 1, 1_000_000)
-	number("max_decompressions", c.MaxDecompressions, 1, 4096)
-	number("max_in_flight_bytes", c.MaxInFlightBytes, 2*max(c.MaxBatchBytes, 1<<10), 1<<40)
-	number("max_in_flight_events", c.MaxInFlightEvents, max(c.MaxBatchEvents, 1), 100_000_000)
-	duration("linger", c.Linger, 0, time.Minute)
-	duration("produce_timeout", c.ProduceTimeout, time.Second, 10*time.Minute)
-	duration("materialised_timeout", c.MaterialisedTimeout, time.Millisecond, 10*time.Minute)
-	return errors.Join(problems...)
+	return errors.Join(
+		settings.InRange("ingest.max_event_bytes", c.MaxEventBytes, 1<<10, 64<<20),
+		settings.InRange("ingest.max_batch_bytes", c.MaxBatchBytes, max(c.MaxEventBytes, 1<<10), 1<<30),
+		settings.InRange("ingest.max_batch_events", c.MaxBatchEvents, 1, 1_000_000),
+		settings.InRange("ingest.max_json_depth", c.MaxJSONDepth, 1, 5000),
+		settings.InRange("ingest.max_compression_ratio", c.MaxCompressionRatio, 1, 1_000_000),
+		settings.InRange("ingest.max_decompressions", c.MaxDecompressions, 1, 4096),
+		settings.InRange("ingest.max_in_flight_bytes", c.MaxInFlightBytes, 2*max(c.MaxBatchBytes, 1<<10), 1<<40),
+		settings.InRange("ingest.max_in_flight_events", c.MaxInFlightEvents, max(c.MaxBatchEvents, 1), 100_000_000),
+		settings.InRange("ingest.linger", c.Linger, 0, time.Minute),
+		settings.InRange("ingest.produce_timeout", c.ProduceTimeout, time.Second, 10*time.Minute),
+		settings.InRange("ingest.materialised_timeout", c.MaterialisedTimeout, time.Millisecond, 10*time.Minute),
+		settings.InRange("ingest.max_backfill_requests", c.MaxBackfillRequests, 1, 4096),
+		settings.InRange("ingest.max_backfill_bytes", c.MaxBackfillBytes, max(c.MaxBatchBytes, 1<<10), 1<<40),
+		settings.InRange("ingest.backfill_share", c.BackfillShare, 1, 100),
+		settings.InRange("ingest.backfill_yield", c.BackfillYield, 0, 10*time.Second),
+		settings.InRange("ingest.backfill_timeout", c.BackfillTimeout, time.Second, 10*time.Minute),
+	)
 }
 
 // recordHeadersBytes bounds what a record holds beside the payload: metadata of 16 KiB

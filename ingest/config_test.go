@@ -14,9 +14,10 @@ func TestValidateReportsEverySettingThatIsOutOfRange(t *testing.T) {
 	if err := DefaultConfig().Validate(); err != nil {
 		t.Errorf("DefaultConfig().Validate() = %v", err)
 	}
-	err := Config{Linger: -1}.Validate()
+	err := Config{Linger: -1, BackfillYield: -1}.Validate()
 	for _, key := range []string{"max_event_bytes", "max_batch_bytes", "max_batch_events", "max_json_depth", "max_compression_ratio",
-		"max_decompressions", "max_in_flight_bytes", "max_in_flight_events", "linger", "produce_timeout", "materialised_timeout"} {
+		"max_decompressions", "max_in_flight_bytes", "max_in_flight_events", "produce_timeout", "materialised_timeout",
+		"max_backfill_requests", "max_backfill_bytes", "backfill_share", "backfill_timeout", "linger", "backfill_yield"} {
 		if err == nil || !strings.Contains(err.Error(), "ingest."+key+" is ") {
 			t.Errorf("Validate() = %v; want it to name %s", err, key)
 		}

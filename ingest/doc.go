@@ -13,6 +13,9 @@
 // acknowledgement of a record and the moment the tail has passed it, the partition's
 // lane remembers it.
 //
+// Bulk imports have a lane of their own (backfill.go): a bounded share of the node that
+// makes way for live appends, and a Kafka client of its own. What is appended is the same.
+//
 // Not guaranteed: two nodes that take the same message id in the same instant both
 // append it (readers drop the second, by schema.DedupeRule); and an append that races
 // the end of its session on another node is kept and marked late.

@@ -18,6 +18,9 @@ type Metrics struct {
 	inFlight   prometheus.Gauge
 	inBytes    prometheus.Gauge
 	unpassed   prometheus.Gauge
+	backfills  prometheus.Gauge
+	backfilled prometheus.Counter
+	forced     prometheus.Counter
 }
 
 // NewMetrics registers ingest's metrics with reg, which may be nil.
@@ -44,9 +47,16 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 			Name: "playhead_ingest_in_flight_bytes", Help: "Estimated memory of the events in flight."}),
 		unpassed: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "playhead_ingest_unpassed", Help: "Acknowledged message ids and session starts remembered until the partition's tail is seen to pass them."}),
+		backfills: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "playhead_ingest_backfill_requests", Help: "Appends with lane=backfill under way, waiting ones included."}),
+		backfilled: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "playhead_ingest_backfill_events_total", Help: "Events of the lane of backfills that Kafka has acknowledged."}),
+		forced: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "playhead_ingest_backfill_forced_total", Help: "Turns that the lane of backfills took beside live appends, as there was no moment without."}),
 	}
 	if reg != nil {
-		reg.MustRegister(m.appends, m.refused, m.events, m.duplicates, m.bytes, m.unknown, m.produce, m.inFlight, m.inBytes, m.unpassed)
+		reg.MustRegister(m.appends, m.refused, m.events, m.duplicates, m.bytes, m.unknown, m.produce, m.inFlight, m.inBytes, m.unpassed,
+			m.backfills, m.backfilled, m.forced)
 	}
 	return m
 }

@@ -113,9 +113,14 @@ func (p *producer) produce(rec *kgo.Record, promise func(*kgo.Record, error)) {
 // whatever else comes meanwhile.
 func (p *producer) handedOver(n int) {
 	if n > 0 && p.lingers && p.events.Load() <= int64(n) {
-		// Flush ends all lingers before it waits; it does not wait when its context is over.
-		_ = p.client.Flush(p.over)
+		p.sendNow()
 	}
+}
+
+// sendNow ends all lingers.
+func (p *producer) sendNow() {
+	// Flush ends them before it waits; it does not wait when its context is over.
+	_ = p.client.Flush(p.over)
 }
 
 // close waits until all records are acknowledged or ctx ends, then closes the client;

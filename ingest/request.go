@@ -29,7 +29,7 @@ const (
 type request struct {
 	a      *Appender
 	caller Caller
-	nowMs  int64 // Unix ms; from judge on the timestamp of all its records
+	nowMs  int64 // Unix ms; from judge on the timestamp of all its records, but of a backfill's later slices
 
 	items   []Item
 	results []Result
@@ -40,6 +40,7 @@ type request struct {
 	waits   map[int]claim  // of items that wait for another's outcome
 	byName  map[string]*target
 
+	sliced  bool // by produceSlices
 	began   time.Time
 	pending atomic.Int64  // records in flight, and one until all are handed over
 	done    chan struct{} // closed when pending is 0; results are final then

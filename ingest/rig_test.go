@@ -66,6 +66,7 @@ type rigConfig struct {
 	ingest  Config
 	history History
 	now     func() time.Time
+	limits  *control.Limits // nil: no limiter
 }
 
 func newCluster(tb testing.TB) *kfake.Cluster {
@@ -124,6 +125,9 @@ func newRigOn(tb testing.TB, cluster *kfake.Cluster, options ...rigOption) *rig 
 	edge.BodyLimit = 64 << 20 // so that ingest's own limit is what answers
 	r.app = httpapi.NewApp(edge, slog.New(slog.DiscardHandler))
 	r.app.Use(httpapi.Authenticate(keyring{}))
+	if cfg.limits != nil {
+		r.app.Use(httpapi.NewLimiter(func(string) control.Limits { return *cfg.limits }, nil, nil).Handler)
+	}
 	NewAPI(cfg.ingest, r.appender).Register(r.app)
 	return r
 }

@@ -57,6 +57,11 @@ func sessionParam(c *fiber.Ctx) (string, error) {
 type appendQuery struct {
 	materialised  bool // ack=materialised
 	searchHistory bool // dedupe=history
+	backfill      bool // lane=backfill
+}
+
+func isAppendParam(name string) bool {
+	return name == "ack" || name == "dedupe" || name == httpapi.ParamLane
 }
 
 func parseAppendQuery(c *fiber.Ctx) (q appendQuery, err error) {
@@ -64,7 +69,7 @@ func parseAppendQuery(c *fiber.Ctx) (q appendQuery, err error) {
 	if err != nil {
 		return q, err
 	}
-	if err := httpapi.CheckParams(values, func(name string) bool { return name == "ack" || name == "dedupe" }); err != nil {
+	if err := httpapi.CheckParams(values, isAppendParam); err != nil {
 		return q, err
 	}
 	choice := func(name, normal, special string) (bool, error) {
@@ -82,31 +87,86 @@ func parseAppendQuery(c *fiber.Ctx) (q appendQuery, err error) {
 	if q.materialised, err = choice("ack", "log", "materialised"); err != nil {
 		return q, err
 	}
-	q.searchHistory, err = choice("dedupe", "window", "history")
+	if q.searchHistory, err = choice("dedupe", "window", "history"); err != nil {
+		return q, err
+	}
+	q.backfill, err = choice(httpapi.ParamLane, httpapi.LaneLive, httpapi.LaneBackfill)
 	return q, err
 }
 
-// decode reads the request's body into events. session is empty for the endpoint of
-// many sessions.
-func (a *API) decode(c *fiber.Ctx, session string) (*Batch, error) {
+// options are the Append's, of a path that refuses all for one bad event or does not.
+func (q appendQuery) options(allOrNothing bool) Options {
+	return Options{AllOrNothing: allOrNothing, SearchHistory: q.searchHistory, Backfill: q.backfill}
+}
+
+// receive reads the request's events, on the lane it asks for, and hands them to then,
+// which appends and answers.
+func (a *API) receive(c *fiber.Ctx, q appendQuery, session string, then func(context.Context, *Batch) error) error {
+	if q.backfill {
+		return a.receiveBackfill(c, session, then)
+	}
+	batch, _, err := a.decode(c.UserContext(), c, session)
+	if err != nil {
+		return a.refused(err)
+	}
+	return then(c.UserContext(), batch)
+}
+
+func (a *API) receiveBackfill(c *fiber.Ctx, session string, then func(context.Context, *Batch) error) error {
+	lane := a.appender.backfill
+	leave, refused := lane.enter()
+	if refused != nil {
+		return a.refused(refused)
+	}
+	defer leave()
+	ctx, cancel := context.WithTimeout(c.UserContext(), a.cfg.BackfillTimeout)
+	defer cancel()
+	var batch *Batch
+	var err error
+	done, refused := lane.decode(ctx, func() (bytes int) {
+		batch, bytes, err = a.decode(ctx, c, session)
+		return bytes
+	})
+	if refused != nil {
+		return a.refused(refused)
+	}
+	defer done()
+	events := 1 // what cannot be read costs something too
+	if err == nil {
+		events = len(batch.Items)
+	}
+	if over := httpapi.Charge(c, httpapi.ClassBackfill, events); err == nil {
+		err = over
+	}
+	if err != nil {
+		return a.refused(err)
+	}
+	return then(ctx, batch)
+}
+
+// decode reads the request's body into events, which keep so many bytes in memory, about.
+// session is empty for the endpoint of many sessions.
+func (a *API) decode(ctx context.Context, c *fiber.Ctx, session string) (batch *Batch, bytes int, err error) {
 	attributes := cloudEventHeaders(c)
 	structured := strings.HasPrefix(strings.ToLower(c.Get(fiber.HeaderContentType)), "application/cloudevents")
 	format := FormatJSON
 	if attributes == nil || structured {
 		var err error
 		if format, err = ParseFormat(c.Get(fiber.HeaderContentType)); err != nil {
-			return nil, acceptPost(c, err)
+			return nil, 0, acceptPost(c, err)
 		}
 	}
 	// The body is copied: events outlive the request if Kafka takes its time.
-	body, err := a.bodies.Decode(c.UserContext(), c.Get(fiber.HeaderContentEncoding), c.Request().Body())
+	body, err := a.bodies.Decode(ctx, c.Get(fiber.HeaderContentEncoding), c.Request().Body())
 	if err != nil {
-		return nil, acceptPost(c, err)
+		return nil, 0, acceptPost(c, err)
 	}
 	if attributes != nil && !structured {
-		return a.decoder.DecodeCloudEventHeaders(attributes, strings.Clone(c.Get(fiber.HeaderContentType)), body, session)
+		batch, err = a.decoder.DecodeCloudEventHeaders(attributes, strings.Clone(c.Get(fiber.HeaderContentType)), body, session)
+	} else {
+		batch, err = a.decoder.Decode(format, body, session)
 	}
-	return a.decoder.Decode(format, body, session)
+	return batch, len(body), err
 }
 
 // acceptPost tells a client whose body we cannot read what it could send (RFC 9110,
@@ -150,21 +210,19 @@ func (a *API) appendToSession(c *fiber.Ctx) error {
 	if who.Session != "" && who.Session != session {
 		return a.refused(notFound("id"))
 	}
-	batch, err := a.decode(c, session)
-	if err != nil {
-		return a.refused(err)
-	}
-	if err := batch.FirstError(); err != nil {
-		return a.refused(err)
-	}
-	results, err := a.appender.Append(c.UserContext(), who, batch.Items, Options{AllOrNothing: true, SearchHistory: q.searchHistory})
-	if err != nil {
-		return a.refused(err)
-	}
-	if worst := worstError(results); worst != nil {
-		return partial(worst, results)
-	}
-	return a.answer(c, q, results)
+	return a.receive(c, q, session, func(ctx context.Context, batch *Batch) error {
+		if err := batch.FirstError(); err != nil {
+			return a.refused(err)
+		}
+		results, err := a.appender.Append(ctx, who, batch.Items, q.options(true))
+		if err != nil {
+			return a.refused(err)
+		}
+		if worst := worstError(results); worst != nil {
+			return partial(worst, results)
+		}
+		return a.answer(c, q, results)
+	})
 }
 
 // appendBatch is POST /v1/events: each event for itself.
@@ -174,25 +232,23 @@ func (a *API) appendBatch(c *fiber.Ctx) error {
 	if err != nil {
 		return a.refused(err)
 	}
-	batch, err := a.decode(c, "")
-	if err != nil {
-		return a.refused(err)
-	}
-	if batch.Single && batch.Items[0].Err != nil {
-		return a.refused(batch.Items[0].Err)
-	}
-	results, err := a.appender.Append(c.UserContext(), caller(c), batch.Items, Options{SearchHistory: q.searchHistory})
-	if err != nil {
-		return a.refused(err)
-	}
-	// One event's error, and an outage that spares none, are the request's own.
-	if worst := worstError(results); worst != nil && !anyAccepted(results) && (batch.Single || allUnavailable(results)) {
-		if batch.Single {
-			return worst
+	return a.receive(c, q, "", func(ctx context.Context, batch *Batch) error {
+		if batch.Single && batch.Items[0].Err != nil {
+			return a.refused(batch.Items[0].Err)
 		}
-		return partial(worst, results)
-	}
-	return a.answer(c, q, results)
+		results, err := a.appender.Append(ctx, caller(c), batch.Items, q.options(false))
+		if err != nil {
+			return a.refused(err)
+		}
+		// One event's error, and an outage that spares none, are the request's own.
+		if worst := worstError(results); worst != nil && !anyAccepted(results) && (batch.Single || allUnavailable(results)) {
+			if batch.Single {
+				return worst
+			}
+			return partial(worst, results)
+		}
+		return a.answer(c, q, results)
+	})
 }
 
 // refused counts a request that was refused whole.

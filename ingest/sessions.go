@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
-	"time"
 
 	"github.com/zeebo/xxh3"
 
@@ -119,8 +118,10 @@ type sessionEnded struct {
 func (a *Appender) step(ctx context.Context, caller Caller, id, name string,
 	decide func(s *schema.Session, nowMs int64) (*schema.Event, error),
 ) (s schema.Session, written bool, err error) {
-	ctx, cancel := context.WithTimeout(ctx, a.cfg.ProduceTimeout+time.Second)
+	ctx, cancel := context.WithTimeout(ctx, a.liveTimeout())
 	defer cancel()
+	a.backfill.begin()
+	defer a.backfill.end()
 	for {
 		r := a.newRequest(caller, []Item{{Event: schema.Event{Session: id}}})
 		r.place(ctx)

@@ -20,11 +20,20 @@ type Deps struct {
 	Log       Log
 	Committed Committed
 	Placement func(workspace string) schema.Placement
-	PageSize  func(workspace string) int // largest page of the workspace's plan, in events
-	Epoch     uint8                      // of the log
+	PageSize  func(workspace string) int              // largest page of the workspace's plan, in events
+	Types     func(workspace string) schema.TypeTable // codes of the workspace's event types; nil: the built-in ones
+	Epoch     uint8                                   // of the log
 	Dedupe    schema.DedupeRule
+	Erased    schema.ErasedBelow // which events are not shown; nil: all are
 	Logger    *slog.Logger
 	Metrics   *Metrics
+}
+
+func (d *Deps) types(workspace string) schema.TypeTable {
+	if d.Types == nil {
+		return schema.TypeTable{}
+	}
+	return d.Types(workspace)
 }
 
 // API answers the paths of the query role. It is safe for concurrent use.
@@ -32,16 +41,28 @@ type API struct {
 	cfg     Config
 	deps    Deps
 	metrics *Metrics
+
+	admission *admission
 }
 
 // NewAPI returns the paths over deps.
-func NewAPI(cfg Config, deps Deps) *API { return &API{cfg: cfg, deps: deps, metrics: deps.Metrics} }
+func NewAPI(cfg Config, deps Deps) *API {
+	return &API{cfg: cfg, deps: deps, metrics: deps.Metrics, admission: newAdmission(cfg.Admission, deps.Metrics)}
+}
 
 // Routes adds the paths to app, which must authenticate before them.
 func (a *API) Routes(app fiber.Router) {
 	read := httpapi.Require(control.ScopeRead)
-	app.Get("/v1/sessions/:id", read, a.getSession)
-	app.Get("/v1/sessions/:id/events", read, a.listEvents)
+	app.Get("/v1/sessions", read, a.admitPage, a.listSessions)
+	app.Get("/v1/sessions/:id", read, a.admitPage, a.getSession)
+	app.Get("/v1/sessions/:id/details", read, a.admitPage, a.getDetails)
+	app.Get("/v1/sessions/:id/events", read, a.admitPage, a.listSessionEvents)
+	app.Get("/v1/workflows/:id/events", read, a.admitPage, a.listWorkflowEvents)
+	app.Get("/v1/events", read, a.admitPage, a.listEvents)
+	app.Get("/v1/events/count", read, a.countEvents) // before the one with :id
+	app.Get("/v1/events/histogram", read, a.histogram)
+	app.Get("/v1/events/:id", read, a.admitPage, a.getEvent)
+	app.Get("/v1/watermarks", read, a.listWatermarks)
 }
 
 // params of GET /v1/sessions/{id}: none.
@@ -61,11 +82,11 @@ func (a *API) getSession(c *fiber.Ctx) error {
 		return errNoSession()
 	}
 	ctx := c.UserContext()
-	v, err := a.open(ctx, who.Workspace, session)
+	views, err := a.open(ctx, schema.Scope{Workspace: who.Workspace, Session: session})
 	if err != nil {
 		return httpapi.LogUnavailable(err)
 	}
-	state, err := v.tape.Session(ctx, who.Workspace, session)
+	state, err := views[0].tape.Session(ctx, who.Workspace, session)
 	if err != nil {
 		return historyError(err)
 	}
@@ -86,9 +107,12 @@ func errNoSession() error { return httpapi.NotFound("session") }
 // historyError maps what History, the tape or the log answered to the client's error.
 func historyError(err error) error {
 	var unavailable *UnavailableError
+	var tooLarge *scanTooLargeError
 	switch {
 	case errors.As(err, &unavailable):
-		return httpapi.HistoryUnavailable(unavailable.RetryAfter).WithCause(err)
+		return httpapi.HistoryUnavailable(spread(unavailable.RetryAfter)).WithCause(err)
+	case errors.As(err, &tooLarge):
+		return tooLarge.answer()
 	case errors.Is(err, errLogFailed):
 		return httpapi.LogUnavailable(err)
 	case errors.Is(err, errNotInKafka), errors.Is(err, errScanBudget), errors.Is(err, context.DeadlineExceeded):

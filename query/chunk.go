@@ -22,11 +22,11 @@ import (
 // are the caller's; their payloads share memory with each other, so keeping one of them
 // for long keeps a quarter of a megabyte.
 //
-// A session is read by the table's key. A workflow or workspace is read window of offsets
-// by window, since its rows lie apart, session by session: each window costs a look at the
-// position of every row of the workspace, and reading the granules (8,192 rows) in which
-// it has rows. Calls that go on from each other's next learn how much to ask for, and where
-// a small question costs much, one statement reads up to 32 MiB ahead for them.
+// A session is read in the order of sessions, a workflow or workspace in the log's; both are
+// the key's, so what is read is little more than what is returned. A workflow or workspace is
+// read window of offsets by window, so that a filter that takes little cannot hold a call up.
+// Calls that go on from each other's next learn how much to ask for, and where a small
+// question costs much, one statement reads up to 32 MiB ahead for them.
 func (h *History) ReadChunk(
 	ctx context.Context, scope schema.Scope, partition uint16, from, to schema.Position, f *schema.Filter, maxBytes int,
 ) (events []*schema.Event, next schema.Position, err error) {

@@ -54,6 +54,9 @@ type ClickHouseConfig struct {
 	// context has no nearer deadline. Default 1 min, at most 1 h. A server that hangs is
 	// noticed after this long.
 	ReadTimeout time.Duration `yaml:"read_timeout"`
+
+	// Table is how the table of events is kept: for how long, and where.
+	Table TableConfig `yaml:"table"`
 }
 
 // ClickHouseTLS configures TLS to ClickHouse. The zero value uses the system's roots.
@@ -73,6 +76,7 @@ func DefaultClickHouseConfig() ClickHouseConfig {
 		MaxIdleConns: DefaultMaxIdleConns,
 		DialTimeout:  DefaultDialTimeout,
 		ReadTimeout:  DefaultReadTimeout,
+		Table:        DefaultTableConfig(),
 	}
 }
 
@@ -109,7 +113,7 @@ func (c ClickHouseConfig) Validate() error {
 	if c.ReadTimeout <= 0 || c.ReadTimeout > maxTimeout {
 		bad("read_timeout", c.ReadTimeout, fmt.Sprintf("more than 0, at most %v", maxTimeout))
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, c.Table.Validate())...)
 }
 
 func (c ClickHouseConfig) scheme() string {

@@ -37,6 +37,7 @@ type History struct {
 	bases   *baseBatches
 	paces   *paces
 	ahead   *readAhead
+	erased  Erasures    // nil: nothing is
 	native  atomic.Bool // the DSN speaks the native protocol, which has no RowBinary
 }
 
@@ -47,6 +48,9 @@ func NewHistory(conn driver.Conn, cfg Config, log *slog.Logger, m *Metrics) *His
 	h.bases = newBaseBatches(h.readBases)
 	return h
 }
+
+// Hide has h leave out what e says is erased. It is called before h is first used.
+func (h *History) Hide(e Erasures) { h.erased = e }
 
 // Scope returns what of the log the session's events are.
 func (r SessionRef) Scope() schema.Scope {
@@ -165,9 +169,13 @@ var errEnough = errors.New("enough")
 
 // events asks q and calls each for every row.
 func (h *History) events(ctx context.Context, q *scopeRows, each func(*schema.Event, int) error) error {
-	query, args := q.statement()
-	query = h.bounded(query) + q.settings()
-	scanner := newRowScanner(q.scope)
+	query, args := q.statement(h.erased)
+	return h.eventRows(ctx, q.scope, h.bounded(query)+q.settings(), args, each)
+}
+
+// eventRows runs a statement for eventColumns and calls each for every row.
+func (h *History) eventRows(ctx context.Context, scope schema.Scope, query string, args []any, each func(*schema.Event, int) error) error {
+	scanner := newRowScanner(scope)
 	if h.native.Load() {
 		return h.scan(ctx, query, args, func(rows driver.Rows) error {
 			e, err := scanner.scan(rows)
@@ -182,7 +190,7 @@ func (h *History) events(ctx context.Context, q *scopeRows, each func(*schema.Ev
 	stream, err := h.conn.QueryFormat(ctx, "RowBinary", query, args...)
 	if errors.Is(err, clickhouse.ErrFormatNativeUnsupported) {
 		h.native.Store(true)
-		return h.events(ctx, q, each)
+		return h.eventRows(ctx, scope, query, args, each)
 	}
 	if err != nil {
 		return err
@@ -211,9 +219,10 @@ func (h *History) bounded(query string) string {
 	return fmt.Sprintf("%s\nSETTINGS max_execution_time = %g", query, h.cfg.QueryTimeout.Seconds())
 }
 
-// rows runs a statement, bounded, and calls each for every row of its result.
-func (h *History) rows(ctx context.Context, query string, args []any, each func(driver.Rows) error) error {
-	return h.scan(ctx, h.bounded(query), args, each)
+// rows runs a statement, bounded and with settings of its own, and calls each for every row
+// of its result.
+func (h *History) rows(ctx context.Context, query, settings string, args []any, each func(driver.Rows) error) error {
+	return h.scan(ctx, h.bounded(query)+settings, args, each)
 }
 
 // scan runs a statement and calls each for every row of its result. If each ends it
@@ -271,8 +280,9 @@ func (h *History) try(parent context.Context, fn func(context.Context) error) er
 		"max_bytes_to_read":         h.cfg.MaxReadBytes,
 		"read_overflow_mode":        "throw",
 		"optimize_read_in_order":    1,
-		"optimize_use_projections":  0, // ClickHouse issue 116801: they may be chosen wrongly
+		"optimize_use_projections":  0, // but where a statement says so (settingsBySession)
 		"optimize_move_to_prewhere": 1,
+		"priority":                  1, // before scans and exports (query/admission.go)
 	})))
 	if err != nil && errors.Is(parent.Err(), context.Canceled) {
 		return fmt.Errorf("%w: %w", context.Canceled, err)

@@ -219,11 +219,10 @@ func TestFindMessagesFindsTheFirst(t *testing.T) {
 	}
 }
 
-// explain returns the plan of a session's rows with the use of indexes.
-func explain(t *testing.T, h *History, q scopeRows) string {
+// explain returns the plan of a statement with the use of indexes.
+func explain(t *testing.T, h *History, query, settings string, args []any) string {
 	t.Helper()
-	query, args := q.statement()
-	rows, err := h.conn.Query(t.Context(), "EXPLAIN indexes = 1 "+query, args...)
+	rows, err := h.conn.Query(t.Context(), "EXPLAIN indexes = 1 "+h.bounded(query)+settings, args...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -240,6 +239,93 @@ func explain(t *testing.T, h *History, q scopeRows) string {
 		t.Fatal(err)
 	}
 	return b.String()
+}
+
+// granulesKept returns how many granules a plan reads in all.
+func granulesKept(t *testing.T, plan string) int {
+	t.Helper()
+	total := 0
+	// The last index of each read says what is left.
+	for _, read := range strings.Split(plan, "─ReadFromMergeTree")[1:] {
+		granules := regexpGranules.FindAllStringSubmatch(read, -1)
+		if len(granules) == 0 {
+			t.Fatalf("no granules in the plan:\n%s", plan)
+		}
+		var kept, of int
+		if _, err := fmt.Sscanf(granules[len(granules)-1][1], "%d/%d", &kept, &of); err != nil {
+			t.Fatal(err)
+		}
+		total += kept
+	}
+	return total
+}
+
+// TestStatementsUseTheirOrder holds the statements of pages to the order and the indexes that
+// are meant to serve them.
+func TestStatementsUseTheirOrder(t *testing.T) {
+	conn, _ := openEngine(t)
+	h := newHistory(t, conn)
+	err := conn.Exec(t.Context(), `INSERT INTO events (workspace_id, session_id, workflow_id, log_epoch, kafka_partition, kafka_offset, ts, type, frame_id, metadata, payload)
+		SELECT 'w', 's' || toString(number % 300), 'wf' || toString(intDiv(number, 100000)), 1, number % 2, intDiv(number, 2),
+			toDateTime64('2026-01-01 00:00:00', 3, 'UTC') + toIntervalMillisecond(number),
+			if(number = 333333, 'rare', 'common'), if(number = 333334, 'frame', ''), map('user', toString(number)), '{}' FROM numbers(600000)`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	workspace := schema.Scope{Workspace: "w"}
+	whole := []window{{0, 0, 300_000}, {1, 0, 300_000}}
+	since := int64(testStartMs + 300_000)
+	windows := func(f schema.Filter, scope schema.Scope, in []window) (string, []any) {
+		q := windowRows{scope: scope, epoch: 1, windows: in, filter: &f, limit: 101}
+		return q.statement(nil)
+	}
+	for _, test := range []struct {
+		name     string
+		settings string
+		most     int // granules of 2,048 rows
+		uses     string
+		make     func() (string, []any)
+	}{
+		{"two windows", settingsByLog, 4, "playhead.events", func() (string, []any) {
+			return windows(schema.Filter{}, workspace, []window{{0, 100_000, 101_000}, {1, 100_000, 101_000}})
+		}},
+		{"rare type", settingsByLog, 2, "i_type", func() (string, []any) {
+			return windows(schema.Filter{Types: []string{"rare"}}, workspace, whole)
+		}},
+		{"rare metadata", settingsByLog, 20, "i_metadata", func() (string, []any) {
+			return windows(schema.Filter{Metadata: map[string]string{"user": "333333"}}, workspace, whole)
+		}},
+		{"rare frame", settingsByLog, 20, "i_frame", func() (string, []any) {
+			return windows(schema.Filter{FrameID: "frame"}, workspace, whole)
+		}},
+		{"workflow", settingsByLog, 60, "i_workflow", func() (string, []any) {
+			return windows(schema.Filter{}, schema.Scope{Workspace: "w", Workflow: "wf3"}, whole)
+		}},
+		{"time", settingsByLog, 4, "i_ts", func() (string, []any) {
+			until := since + 100
+			return windows(schema.Filter{SinceMs: &since, UntilMs: &until}, workspace, whole)
+		}},
+		{"states of sessions", settingsBySession, 4, "(by_session)", func() (string, []any) {
+			var s statement
+			s.and("workspace_id = %s AND session_id IN %s", s.bind("String", "w"), s.bind("Array(String)", []string{"s7"}))
+			s.positions(schema.Position{}, everything)
+			return fmt.Sprintf(typeStatesSQL, s.condition()), s.args
+		}},
+		{"sums by hour", settingsByHour, 2, "(by_hour)", func() (string, []any) {
+			var s statement
+			s.and("workspace_id = %s", s.bind("String", "w"))
+			return "SELECT log_epoch, kafka_partition, min(kafka_offset), max(kafka_offset) FROM events WHERE " + s.condition() +
+				" GROUP BY log_epoch, kafka_partition", s.args
+		}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			query, args := test.make()
+			plan := explain(t, h, query, test.settings, args)
+			if kept := granulesKept(t, plan); kept > test.most || !strings.Contains(plan, test.uses) {
+				t.Errorf("reads %d granules, want at most %d by %s:\n%s", kept, test.most, test.uses, plan)
+			}
+		})
+	}
 }
 
 func TestStatementsPruneByTheKey(t *testing.T) {
@@ -265,18 +351,15 @@ func TestStatementsPruneByTheKey(t *testing.T) {
 			if q.scope.Workspace == "" {
 				q.scope = schema.Scope{Workspace: "w", Session: "s1"}
 			}
-			plan := explain(t, h, q)
-			granules := regexpGranules.FindAllStringSubmatch(plan, -1)
-			if len(granules) == 0 {
-				t.Fatalf("no granules in the plan:\n%s", plan)
+			query, args := q.statement(nil)
+			plan := explain(t, h, query, q.settings(), args)
+			kept := granulesKept(t, plan)
+			order := "ReadFromMergeTree (by_session)"
+			if q.scope.Session == "" {
+				order = "ReadFromMergeTree (playhead.events)"
 			}
-			last := granules[len(granules)-1]
-			var kept, of int
-			if _, err := fmt.Sscanf(last[1], "%d/%d", &kept, &of); err != nil {
-				t.Fatal(err)
-			}
-			if !strings.Contains(plan, "PrimaryKey") || kept > 4 {
-				t.Errorf("reads %d granules, want at most 4:\n%s", kept, plan)
+			if !strings.Contains(plan, "PrimaryKey") || !strings.Contains(plan, order) || kept > 8 {
+				t.Errorf("reads %d granules, want at most 8 (10,000 rows), by %s:\n%s", kept, order, plan)
 			}
 		})
 	}

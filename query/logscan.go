@@ -16,8 +16,8 @@ var errScanBudget = errors.New("page reads too much of the log")
 // errLogFailed reports that Kafka could not be read.
 var errLogFailed = errors.New("read the log")
 
-// logScan reads one session's events from Kafka for one page, within the bounds of
-// LogScanConfig. Everything it reads counts: other sessions' records, and those that it
+// logScan reads a scope's events from one partition of Kafka for one page, within the bounds
+// of LogScanConfig. Everything it reads counts: other sessions' records, and those that it
 // reads only to tell repeats.
 type logScan struct {
 	reader sessionlog.Reader
@@ -30,8 +30,8 @@ type logScan struct {
 }
 
 // newLogScan asks for the log start offset.
-func (a *API) newLogScan(ctx context.Context, v *view, reason string) (*logScan, error) {
-	start, _, err := a.deps.Log.Bounds(ctx, v.ref.Partition)
+func (a *API) newLogScan(ctx context.Context, v *view, scope schema.Scope, reason string) (*logScan, error) {
+	start, _, err := a.deps.Log.Bounds(ctx, v.partition)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errLogFailed, err)
 	}
@@ -41,8 +41,8 @@ func (a *API) newLogScan(ctx context.Context, v *view, reason string) (*logScan,
 		spent: func(n int) { a.metrics.logScans.WithLabelValues(reason).Add(float64(n)) },
 	}
 	s.reader = sessionlog.Reader{
-		Log: a.deps.Log, Rule: a.deps.Dedupe, Judge: v.tape, Spend: s.spend, Strict: true,
-		Scope: schema.Scope{Workspace: v.ref.Workspace, Session: v.ref.Session}, Epoch: v.epoch, Partition: v.ref.Partition,
+		Log: a.deps.Log, Rule: a.deps.Dedupe, Judge: v.tape, Erased: a.deps.Erased, Spend: s.spend, Strict: true,
+		Scope: scope, Epoch: v.epoch, Partition: v.partition,
 	}
 	return s, nil
 }
@@ -56,19 +56,27 @@ func (s *logScan) spend(bytes int) error {
 	return nil
 }
 
-// read calls emit with the session's events of [from, to) in offset order, without
+// read calls emit with the scope's events of [from, to) in offset order, without
 // hidden ones and repeats. Offsets below the log start offset are passed over. emit's
 // first error ends it and is returned as it is.
 func (s *logScan) read(ctx context.Context, from, to int64, emit func(*schema.Event) error) error {
+	return s.readAll(ctx, from, to, func(e *schema.Event) error {
+		if e.Hidden() {
+			return nil
+		}
+		return emit(e)
+	})
+}
+
+// readAll is read with hidden events as well.
+func (s *logScan) readAll(ctx context.Context, from, to int64, emit func(*schema.Event) error) error {
 	had := s.records
 	defer func() { s.spent(had - s.records) }()
 	ctx, cancel := context.WithDeadline(ctx, s.until)
 	defer cancel()
 	var stopped error // by emit, not by Kafka
 	_, err := s.reader.Read(ctx, max(from, s.start), to, func(e *schema.Event) error {
-		if !e.Hidden() {
-			stopped = emit(e)
-		}
+		stopped = emit(e)
 		return stopped
 	})
 	switch {

@@ -58,8 +58,11 @@ func (h *History) findMessages(ctx context.Context, workspace string, refs []Mes
 	s.and("workspace_id = %s", s.bind("String", workspace))
 	s.and("session_id IN %s", s.bind("Array(String)", slices.Collect(maps.Keys(sessions))))
 	s.and("message_id IN %s", s.bind("Array(String)", slices.Collect(maps.Keys(ids))))
+	if h.erased != nil {
+		s.notPending(h.erased.PendingErasures(workspace))
+	}
 	return h.ask(ctx, "messages", func(ctx context.Context) error {
-		return h.rows(ctx, fmt.Sprintf(findMessagesSQL, s.condition()), s.args, func(rows driver.Rows) error {
+		return h.rows(ctx, fmt.Sprintf(findMessagesSQL, s.condition()), settingsBySession, s.args, func(rows driver.Rows) error {
 			var ref MessageRef
 			var pos uint64
 			var id schema.EventID

@@ -16,6 +16,11 @@ type Metrics struct {
 	pages     *prometheus.CounterVec
 	logScans  *prometheus.CounterVec
 	syncWaits prometheus.Histogram
+
+	counts           *prometheus.CounterVec
+	admissionTaken   *prometheus.GaugeVec
+	admissionRefused *prometheus.CounterVec
+	admissionWait    *prometheus.HistogramVec
 }
 
 // Outcomes of a question to ClickHouse, the label of playhead_history_queries_total.
@@ -66,9 +71,27 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 			Help:    "Time a request waited for the tape to hold all that was in the log when it came.",
 			Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2},
 		}),
+		counts: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "playhead_history_counts_total",
+			Help: "Counts and histograms answered, by source: hours (sums), rows, or kafka while ClickHouse was unavailable.",
+		}, []string{"source"}),
+		admissionTaken: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "playhead_history_admitted",
+			Help: "Requests that hold a place, by class: pages or scans.",
+		}, []string{"class"}),
+		admissionRefused: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "playhead_history_refused_total",
+			Help: "Requests refused because no place came free in time, by class: pages or scans.",
+		}, []string{"class"}),
+		admissionWait: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name:    "playhead_history_admission_seconds",
+			Help:    "Time that requests waited for a place, of those that had to and got one, by class.",
+			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5},
+		}, []string{"class"}),
 	}
 	if reg != nil {
-		reg.MustRegister(m.queries, m.seconds, m.rows, m.breaker, m.pages, m.logScans, m.syncWaits)
+		reg.MustRegister(m.queries, m.seconds, m.rows, m.breaker, m.pages, m.logScans, m.syncWaits,
+			m.counts, m.admissionTaken, m.admissionRefused, m.admissionWait)
 	}
 	return m
 }

@@ -1,11 +1,13 @@
 package query
 
 import (
+	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"slices"
+	"time"
 
+	"github.com/playhead-dev/playhead/internal/httpapi"
 	"github.com/playhead-dev/playhead/schema"
 )
 
@@ -13,13 +15,11 @@ import (
 // the page wants.
 var errNotInKafka = errors.New("the log does not reach back far enough")
 
-// errPageFull ends the reading of a page; it does not leave this file.
-var errPageFull = errors.New("page is full")
-
-// page is a page of a session's events, as read.
+// page is a page of events, as read.
 type page struct {
 	items    []pageItem
-	more     bool // there are events beyond, in the page's direction
+	more     bool // there are events beyond, in the page's direction, or there may be (partial)
+	partial  bool // it took too long: it is short, and goes on at its cursor
 	degraded bool // ClickHouse was unavailable; Kafka stood in
 }
 
@@ -28,291 +28,288 @@ type page struct {
 type pageItem struct {
 	event       *schema.Event
 	payloadSize int
+	size        int // in memory
 }
 
-// pageReader reads one page. It joins neighbouring stretches of the log at fixed
-// offsets, so that no event is read from two of them: rows below the committed offset,
-// then what Kafka and the tape hold up to the end of the view.
+// pageReader reads one page of a scope: it merges the scope's partitions by append time. Of
+// each partition the events come in offset order, so a page is a prefix of every partition
+// and its cursor the next offsets: nothing that is appended later can shift it. Where clocks
+// of nodes differ, time may run back within a partition, and the page with it.
 type pageReader struct {
-	api  *API
-	view *view
-	req  *pageRequest
+	api   *API
+	scope schema.Scope
+	views []*view // of the scope's partitions
+	req   *pageRequest
 
 	// state is the session's; known is false where it could not be had, because only
-	// ClickHouse holds its beginning.
+	// ClickHouse holds its beginning, and of other scopes.
 	state schema.Session
 	known bool
 
+	epoch uint8              // that the legs are of; of a session the current one
+	old   map[uint8][]window // what a workspace has in earlier epochs
+	legs  []*leg
 	page  page
 	bytes int
-	scan  *logScan // made at the first need
-}
 
-// add takes the next event and returns errPageFull if the page needs no more.
-func (r *pageReader) add(e *schema.Event, payloadSize int) error {
-	size := e.Size()
-	if !r.req.payloads {
-		size -= len(e.Payload)
-	}
-	r.bytes += size
-	if len(r.page.items) == r.req.limit || len(r.page.items) > 0 && r.bytes > r.api.cfg.MaxPageBytes {
-		r.page.more = true
-		return errPageFull
-	}
-	r.page.items = append(r.page.items, pageItem{event: e, payloadSize: payloadSize})
-	return nil
-}
-
-// addMatching is add for events that nobody has filtered.
-func (r *pageReader) addMatching(e *schema.Event) error {
-	if !r.req.filter.Match(e) {
-		return nil
-	}
-	return r.add(e, len(e.Payload))
-}
-
-// read reads the page from or, descending, below position at; the zero position is the
-// session's beginning or the view's end.
-func (r *pageReader) read(ctx context.Context, at schema.Position) (page, error) {
-	var err error
-	if r.req.descending {
-		if at.IsZero() {
-			at = r.view.at(r.view.end)
-		}
-		err = r.readDown(ctx, at)
-	} else {
-		if at.IsZero() {
-			at = beginning
-		}
-		err = r.readUp(ctx, at)
-	}
-	if err != nil && !errors.Is(err, errPageFull) {
-		return page{}, err
-	}
-	return r.page, nil
+	until  time.Time // when to stop looking for more
+	looked bool      // into at least one window
+	window int64     // length of the next windows; 0 until it is known
+	pace   pace
+	scans  map[uint16]*logScan
+	why    error // why Kafka does not reach, if a leg was cut
 }
 
 // beginning is the first position there can be: epochs count from 1.
 var beginning = schema.Position{Epoch: 1}
 
-// readUp reads from position from up to the end.
-func (r *pageReader) readUp(ctx context.Context, from schema.Position) error {
-	next := r.view.committed // the first offset that is not ClickHouse's to answer
-	if rows := r.view.at(next); before(from, rows) {
-		err := r.readHistory(ctx, from, rows)
-		if errors.Is(err, ErrUnavailable) {
-			r.page, r.bytes = page{degraded: true}, 0
-			next, err = r.kafkaBegins(ctx, from, err)
+// read reads the page. Its legs have been set.
+func (r *pageReader) read(ctx context.Context) (page, error) {
+	r.until = time.Now().Add(r.api.cfg.QueryTimeout / 2)
+	r.scans = make(map[uint16]*logScan)
+	for {
+		switch err := r.fill(ctx); {
+		case errors.Is(err, errPageLate):
+			r.page.partial, r.page.more = true, true
+			return r.page, nil
+		case err != nil:
+			return page{}, err
 		}
-		if err != nil {
-			return err
-		}
-	} else {
-		next = from.Offset
-	}
-	return r.hotUp(ctx, next)
-}
-
-// readDown reads from below position to down to the session's beginning.
-func (r *pageReader) readDown(ctx context.Context, to schema.Position) error {
-	rows := r.view.at(r.view.committed)
-	if before(rows, to) {
-		if err := r.hotDown(ctx, rows.Offset, to.Offset); err != nil {
-			return err
-		}
-		to = rows
-	}
-	had, hadBytes := len(r.page.items), r.bytes
-	err := r.readHistory(ctx, beginning, to)
-	if !errors.Is(err, ErrUnavailable) {
-		return err
-	}
-	r.page.items, r.bytes, r.page.degraded = r.page.items[:had], hadBytes, true
-	return r.kafkaDown(ctx, to, err)
-}
-
-// readHistory reads rows in [from, to) in the page's direction.
-func (r *pageReader) readHistory(ctx context.Context, from, to schema.Position) error {
-	q := scopeRows{
-		scope: r.view.ref.Scope(), from: from, to: to, filter: &r.req.filter,
-		descending: r.req.descending, noPayloads: !r.req.payloads,
-	}
-	// One more than wanted tells whether there is more.
-	_, err := r.api.deps.History.readSession(ctx, q, r.req.limit+1-len(r.page.items), r.add)
-	return err
-}
-
-// complete reports whether Kafka holds the session from its beginning: the log has lost
-// nothing yet, or the session is known to begin above its start.
-func (r *pageReader) complete(start int64) bool {
-	if r.view.epoch == 1 && start == 0 {
-		return true
-	}
-	return r.known && (r.state.First.IsZero() || r.state.First.Epoch == r.view.epoch && r.state.First.Offset >= start)
-}
-
-// kafkaBegins returns the offset from which Kafka holds all of the session from
-// position from on. If it does not, the error wraps why, which is ClickHouse's.
-func (r *pageReader) kafkaBegins(ctx context.Context, from schema.Position, why error) (int64, error) {
-	scan, err := r.logScan(ctx)
-	if err != nil {
-		return 0, err
-	}
-	switch {
-	case from.Epoch == r.view.epoch && from.Offset >= scan.start:
-		return from.Offset, nil
-	case !r.complete(scan.start):
-		return 0, fmt.Errorf("%w: %w", errNotInKafka, why)
-	case r.known && !r.state.First.IsZero():
-		return max(scan.start, r.state.First.Offset), nil
-	default:
-		return scan.start, nil
-	}
-}
-
-// kafkaDown reads below position to from Kafka, in the place of ClickHouse. Where the
-// log ends before the session does, the page ends short, with more to come; an empty
-// page would say nothing, and is an error that wraps why.
-func (r *pageReader) kafkaDown(ctx context.Context, to schema.Position, why error) error {
-	scan, err := r.logScan(ctx)
-	if err != nil {
-		return err
-	}
-	forgotten := false
-	if to.Epoch == r.view.epoch {
-		err := r.hotDown(ctx, scan.start, to.Offset)
-		if forgotten = errors.Is(err, errNotInKafka); err != nil && !forgotten {
-			return err
-		}
-	}
-	switch {
-	case !forgotten && r.complete(scan.start):
-		return nil
-	case len(r.page.items) == 0:
-		return fmt.Errorf("%w: %w", errNotInKafka, why)
-	default:
-		r.page.more = true
-		return nil
-	}
-}
-
-// logScan returns the page's scan of Kafka.
-func (r *pageReader) logScan(ctx context.Context) (*logScan, error) {
-	if r.scan != nil {
-		return r.scan, nil
-	}
-	reason := "lag"
-	if r.page.degraded {
-		reason = "degraded"
-	}
-	var err error
-	r.scan, err = r.api.newLogScan(ctx, r.view, reason)
-	return r.scan, err
-}
-
-// Sizes of the steps in which the hot part of a log is read.
-const (
-	tapeStep     = 256     // events taken from the tape at a time, upwards
-	firstStep    = 1024    // offsets looked at first, downwards
-	stepGrowth   = 8       // by which the next step is longer
-	maxKafkaStep = 1 << 17 // offsets of Kafka held in memory, of one session, at most
-)
-
-// hotUp reads offsets [from, end): what the tape covers from the tape, what lies below
-// from Kafka. The tape may move on between two looks; the offset read up to decides.
-func (r *pageReader) hotUp(ctx context.Context, from int64) error {
-	ref, end := r.view.ref, r.view.end
-	for from < end {
-		events, start, next := r.view.tape.SessionEvents(ref.Workspace, ref.Session, from, tapeStep)
-		if start > from {
-			to := min(start, end)
-			scan, err := r.logScan(ctx)
-			if err != nil {
-				return err
+		if slices.ContainsFunc(r.legs, func(l *leg) bool { return l.cut && len(l.items) == 0 }) {
+			if len(r.page.items) == 0 {
+				return page{}, r.why
 			}
-			if err := scan.read(ctx, from, to, r.addMatching); err != nil {
-				return err
+			r.page.more = true
+			return r.page, nil
+		}
+		l := r.first()
+		if l == nil {
+			if !r.nextEpoch() {
+				return r.page, nil
 			}
-			from = to
 			continue
 		}
-		for _, e := range events {
-			if e.ID.Offset >= end {
-				return nil
-			}
-			if err := r.addMatching(e); err != nil {
-				return err
-			}
+		if r.full(l.items[0]) {
+			r.page.more = true
+			return r.page, nil
 		}
-		if len(events) == tapeStep {
-			next = events[len(events)-1].ID.Offset + 1
+		r.page.items = append(r.page.items, l.items[0])
+		r.bytes += l.items[0].size
+		l.bytes -= l.items[0].size
+		l.items = l.items[1:]
+	}
+}
+
+func (r *pageReader) full(next pageItem) bool {
+	n := len(r.page.items)
+	return n == r.req.limit || n > 0 && r.bytes+next.size > r.api.cfg.MaxPageBytes
+}
+
+// first returns the leg whose next event comes first in the page's direction, nil if none
+// has any.
+func (r *pageReader) first() *leg {
+	var first *leg
+	for _, l := range r.legs {
+		if len(l.items) == 0 {
+			continue
 		}
-		if next <= from { // it had passed the end before
-			return fmt.Errorf("tape of partition %d ends at offset %d, below %d", ref.Partition, next, end)
+		if first == nil {
+			first = l
+			continue
 		}
-		from = next
+		a, b := l.items[0].event.ID, first.items[0].event.ID
+		order := cmp.Or(cmp.Compare(a.TimeMs, b.TimeMs), cmp.Compare(a.Partition, b.Partition))
+		if r.req.descending {
+			order = -order
+		}
+		if order < 0 {
+			first = l
+		}
+	}
+	return first
+}
+
+// begin sets the legs of a page of one session.
+func (r *pageReader) beginSession() error {
+	v := r.views[0]
+	at, err := v.position(r.req)
+	if err != nil {
+		return err
+	}
+	l := &leg{view: v, partition: v.partition, at: at, rows: v.at(v.committed), far: v.at(v.end)}
+	if r.req.descending {
+		l.far = beginning
+	}
+	switch {
+	case !at.IsZero():
+	case r.req.descending:
+		l.at = v.at(v.end)
+	default:
+		l.at = beginning
+	}
+	r.legs = []*leg{l}
+	r.epoch = v.epoch
+	return nil
+}
+
+// beginScope sets the legs of a page of a workflow or a workspace.
+func (r *pageReader) beginScope(ctx context.Context) error {
+	now, c := r.api.deps.Epoch, r.req.cursor
+	if c.ID.Epoch > now {
+		return invalidCursor("The cursor is of a log that does not exist yet.")
+	}
+	if now > 1 {
+		var err error
+		if r.old, err = r.api.deps.History.oldWindows(ctx, r.scope.Workspace, now); err != nil {
+			return err
+		}
+	}
+	first := now
+	if !r.req.descending {
+		for epoch := range r.old {
+			first = min(first, epoch)
+		}
+	}
+	if !c.IsZero() {
+		first = c.ID.Epoch
+	}
+	r.setEpoch(first)
+	if c.IsZero() {
+		if bound := r.timeBound(); bound != nil {
+			return r.locate(ctx, r.legs, *bound)
+		}
+		return nil
+	}
+	var unknown []*leg
+	for _, l := range r.legs {
+		next, ok := c.Next(l.partition)
+		switch {
+		case !ok:
+			unknown = append(unknown, l)
+			continue
+		case l.view != nil && next > l.view.end:
+			return invalidCursor("The cursor lies beyond the end of the log.")
+		case r.req.descending && c.Filter == 0 && l.partition == c.ID.Partition:
+			next = c.ID.Offset // an event's own id, not a page's cursor: what lies below it
+		}
+		l.at.Offset = next
+	}
+	if len(unknown) == 0 {
+		return nil
+	}
+	return r.locate(ctx, unknown, c.ID.TimeMs)
+}
+
+// timeBound is the filter's bound on the side where the page begins.
+func (r *pageReader) timeBound() *int64 {
+	if r.req.descending {
+		return r.req.filter.UntilMs
+	}
+	return r.req.filter.SinceMs
+}
+
+// setEpoch sets the legs to all that the scope has in an epoch.
+func (r *pageReader) setEpoch(epoch uint8) {
+	r.epoch, r.legs, r.window = epoch, nil, 0
+	add := func(v *view, partition uint16, first, rows, end int64) {
+		at := func(offset int64) schema.Position {
+			return schema.Position{Epoch: epoch, Partition: partition, Offset: offset}
+		}
+		l := &leg{view: v, partition: partition, at: at(first), rows: at(rows), far: at(end)}
+		if r.req.descending {
+			l.at, l.far = l.far, l.at
+		}
+		r.legs = append(r.legs, l)
+	}
+	if epoch == r.api.deps.Epoch {
+		for _, v := range r.views {
+			add(v, v.partition, 0, v.committed, v.end)
+		}
+		return
+	}
+	for _, w := range r.old[epoch] {
+		add(nil, w.partition, w.from, w.to, w.to)
+	}
+}
+
+// nextEpoch goes on to the next epoch in the page's direction, if there is one. A session's
+// leg is of all epochs.
+func (r *pageReader) nextEpoch() bool {
+	if r.scope.Session != "" {
+		return false
+	}
+	step := 1
+	if r.req.descending {
+		step = -1
+	}
+	for epoch := int(r.epoch) + step; epoch >= 1 && epoch <= int(r.api.deps.Epoch); epoch += step {
+		if r.setEpoch(uint8(epoch)); len(r.legs) > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// locate moves legs to where a time lies: so that a page of last week does not begin with a
+// look at all the years before it.
+func (r *pageReader) locate(ctx context.Context, legs []*leg, ms int64) error {
+	var in []window
+	for _, l := range legs {
+		if w := (window{partition: l.partition, to: l.rows.Offset}); w.to > 0 {
+			in = append(in, w)
+		}
+	}
+	edges := map[uint16]int64{}
+	if len(in) > 0 {
+		var err error
+		edges, err = r.api.deps.History.edgesAt(ctx, r.scope, r.epoch, in, ms, r.req.descending)
+		if err != nil && !errors.Is(err, ErrUnavailable) {
+			return err
+		}
+		if err != nil {
+			edges = nil // Kafka knows, as far as it reaches
+		}
+	}
+	for _, l := range legs {
+		if err := r.locateLeg(ctx, l, edges, ms); err != nil {
+			return err
+		}
 	}
 	return nil
 }
 
-// hotDown reads offsets [from, to) downwards.
-func (r *pageReader) hotDown(ctx context.Context, from, to int64) error {
-	ref := r.view.ref
-	to = min(to, r.view.end)
-	for step := int64(firstStep); from < to; step *= stepGrowth {
-		low := max(from, to-step)
-		events, start, _ := r.view.tape.SessionEvents(ref.Workspace, ref.Session, low, int(to-low))
-		if start >= to {
-			break
-		}
-		if err := r.addDown(events, to); err != nil {
-			return err
-		}
-		if to = max(low, start); start > low {
-			break
-		}
-	}
-	return r.kafkaRangeDown(ctx, from, to)
-}
-
-// kafkaRangeDown reads offsets [from, to) from Kafka, in steps that it turns around.
-func (r *pageReader) kafkaRangeDown(ctx context.Context, from, to int64) error {
-	if from >= to {
+func (r *pageReader) locateLeg(ctx context.Context, l *leg, edges map[uint16]int64, ms int64) error {
+	edge, inRows := edges[l.partition]
+	switch {
+	case r.req.descending && edges != nil: // without a row old enough the edge is 0
+		enter := l.rows
+		enter.Offset = edge
+		l.enter = &enter
+		return nil
+	case r.req.descending:
+		return nil // the filter leaves out what is too young
+	case inRows:
+		l.at.Offset = edge
+		return nil
+	case l.view == nil:
+		l.at = l.far
 		return nil
 	}
-	scan, err := r.logScan(ctx)
+	offset, err := r.api.deps.Log.OffsetForTime(ctx, l.partition, ms)
 	if err != nil {
-		return err
+		return httpapi.LogUnavailable(err)
 	}
-	from = max(from, scan.start)
-	var events []*schema.Event
-	for step := int64(firstStep); from < to; step = min(step*stepGrowth, maxKafkaStep) {
-		low := max(from, to-step)
-		events = events[:0]
-		err := scan.read(ctx, low, to, func(e *schema.Event) error {
-			events = append(events, e)
-			return nil
-		})
+	if edges == nil {
+		start, _, err := r.api.deps.Log.Bounds(ctx, l.partition)
 		if err != nil {
-			return err
+			return httpapi.LogUnavailable(err)
 		}
-		if err := r.addDown(events, to); err != nil {
-			return err
+		if offset <= start {
+			return nil // it may lie further back
 		}
-		to = low
+		l.at.Offset = min(offset, l.view.end)
+		return nil
 	}
-	return nil
-}
-
-// addDown adds those of events, in ascending order, that lie below to, the last first.
-func (r *pageReader) addDown(events []*schema.Event, to int64) error {
-	for _, e := range slices.Backward(events) {
-		if e.ID.Offset >= to {
-			continue
-		}
-		if err := r.addMatching(e); err != nil {
-			return err
-		}
-	}
+	l.at.Offset = min(max(offset, l.rows.Offset), l.view.end)
 	return nil
 }

@@ -83,7 +83,7 @@ func (w *world) walk(workspace, what string) {
 		what := fmt.Sprintf("%s, page %d of %s: limit %d desc %v epoch %d filter %+v cursor %v; log [%d, %d) committed %d rows %d tape %d warm %d away %v %v",
 			what, pages, session, req.limit, req.descending, w.epoch, req.filter, req.cursor.ID.Position,
 			w.start, w.end, w.committed, w.rows, w.tapeStart, w.warmAt, w.history.breaker.cb.State(), w.stateAway)
-		got, err := w.api(DefaultConfig()).page(t.Context(), who, session, &req)
+		got, err := w.api(DefaultConfig()).page(t.Context(), who, schema.Scope{Workspace: workspace, Session: session}, &req)
 		want, more := w.wantPage(workspace, session, &req)
 		if err != nil {
 			w.checkRefused(what, session, &req, err, want)

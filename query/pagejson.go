@@ -32,6 +32,9 @@ func (a *pageAnswer) appendJSON(dst []byte) []byte {
 	dst = append(dst, `,"limit":`...)
 	dst = strconv.AppendInt(dst, int64(a.req.limit), 10)
 	dst = append(dst, '}')
+	if a.page.partial {
+		dst = append(dst, `,"partial":true`...)
+	}
 	if a.page.degraded {
 		dst = append(dst, `,"degraded":true`...)
 	}
@@ -43,7 +46,7 @@ func (a *pageAnswer) appendItem(dst []byte, item pageItem) []byte {
 	dst = append(dst, `{"eventId":"`...)
 	dst = e.ID.AppendText(dst)
 	dst = append(dst, `","messageId":`...)
-	dst = strconv.AppendUint(dst, uint64(schema.CodeOfType(e.Type)), 10)
+	dst = strconv.AppendUint(dst, uint64(a.req.types.Code(e.Type)), 10)
 	dst = append(dst, `,"eventTypeName":`...)
 	dst = appendString(dst, e.Type)
 	dst = append(dst, `,"timestamp":`...)

@@ -1,8 +1,11 @@
 package query
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"net/url"
+	"slices"
 
 	"github.com/gofiber/fiber/v2"
 
@@ -14,21 +17,80 @@ import (
 // headerDegraded marks pages that were answered without ClickHouse.
 const headerDegraded = "X-Playhead-Degraded"
 
-// listEvents answers GET /v1/sessions/{id}/events.
-func (a *API) listEvents(c *fiber.Ctx) error {
+// listSessionEvents answers GET /v1/sessions/{id}/events.
+func (a *API) listSessionEvents(c *fiber.Ctx) error {
 	who, session := httpapi.From(c), string([]byte(c.Params("id"))) // the router's string dies with the handler
+	return a.answerPage(c, isPageParam, func(url.Values) (schema.Scope, error) {
+		if !mayExist(who, session) {
+			return schema.Scope{}, errNoSession()
+		}
+		return schema.Scope{Workspace: who.Workspace, Session: session}, nil
+	})
+}
+
+// listWorkflowEvents answers GET /v1/workflows/{id}/events. A workflow that nobody has used
+// is an empty page: it may begin at any time.
+func (a *API) listWorkflowEvents(c *fiber.Ctx) error {
+	who, workflow := httpapi.From(c), string([]byte(c.Params("id")))
+	return a.answerPage(c, isPageParam, func(url.Values) (schema.Scope, error) {
+		if schema.CheckID(workflow) != nil {
+			return schema.Scope{}, httpapi.NotFound("workflow")
+		}
+		return narrow(who, workflow)
+	})
+}
+
+// listEvents answers GET /v1/events.
+func (a *API) listEvents(c *fiber.Ctx) error {
+	who := httpapi.From(c)
+	return a.answerPage(c, isScopePageParam, func(q url.Values) (schema.Scope, error) {
+		workflow, err := parseWorkflow(q)
+		if err != nil {
+			return schema.Scope{}, err
+		}
+		return narrow(who, workflow)
+	})
+}
+
+// narrow returns what a caller sees of a workflow, or of the workspace if it is "". A key
+// that is bound to one session or workflow sees no more than that; another's is unknown to it.
+func narrow(who control.Principal, workflow string) (schema.Scope, error) {
+	s := schema.Scope{Workspace: who.Workspace, Workflow: workflow}
+	switch {
+	case who.Session != "" && workflow != "":
+		return s, httpapi.NotFound("workflow")
+	case who.Session != "":
+		s.Session = who.Session
+	case who.Workflow != "" && workflow != "" && workflow != who.Workflow:
+		return s, httpapi.NotFound("workflow")
+	case who.Workflow != "":
+		s.Workflow = who.Workflow
+	}
+	return s, nil
+}
+
+// answerPage reads the page of the scope that the query asks for.
+func (a *API) answerPage(c *fiber.Ctx, known func(string) bool, scopeOf func(url.Values) (schema.Scope, error)) error {
+	who := httpapi.From(c)
 	q, err := httpapi.Query(c)
 	if err != nil {
 		return err
 	}
-	req, err := parsePage(q, a.deps.PageSize(who.Workspace))
+	if err := httpapi.CheckParams(q, known); err != nil {
+		return err
+	}
+	req, err := parsePage(q, a.deps.PageSize(who.Workspace), a.deps.types(who.Workspace))
 	if err != nil {
 		return err
 	}
-	if !mayExist(who, session) {
-		return errNoSession()
+	scope, err := scopeOf(q)
+	if err != nil {
+		return err
 	}
-	answer, err := a.page(c.UserContext(), who, session, &req)
+	if err := req.parseCursor(q, scope); err != nil {
+		return err
+	}
+	answer, err := a.page(c.UserContext(), who, scope, &req)
 	if err != nil {
 		return err
 	}
@@ -46,42 +108,83 @@ func (a *API) listEvents(c *fiber.Ctx) error {
 type pageAnswer struct {
 	page   page
 	req    *pageRequest
-	state  schema.Session
-	cursor schema.Cursor // to go on from; zero if the session has no event yet
+	state  schema.Session // of a page of one session
+	cursor schema.Cursor  // to go on from; zero if the session has no event yet
 }
 
 // page reads one page.
-func (a *API) page(ctx context.Context, who control.Principal, session string, req *pageRequest) (pageAnswer, error) {
-	v, err := a.open(ctx, who.Workspace, session)
+func (a *API) page(ctx context.Context, who control.Principal, scope schema.Scope, req *pageRequest) (pageAnswer, error) {
+	views, err := a.open(ctx, scope)
 	if err != nil {
 		return pageAnswer{}, httpapi.LogUnavailable(err)
 	}
-	at, err := v.position(req)
-	if err != nil {
-		return pageAnswer{}, err
-	}
 	ctx, cancel := context.WithTimeout(ctx, a.cfg.QueryTimeout+a.cfg.LogScan.Timeout+answerGrace)
 	defer cancel()
-	r := pageReader{api: a, view: &v, req: req, known: true}
-	if r.state, err = v.tape.Session(ctx, who.Workspace, session); err != nil {
+	r := pageReader{api: a, scope: scope, views: views, req: req}
+	if scope.Session == "" {
+		return r.scopePage(ctx)
+	}
+	return r.sessionPage(ctx, who)
+}
+
+// scopePage reads a page of a workflow or a workspace.
+func (r *pageReader) scopePage(ctx context.Context) (pageAnswer, error) {
+	if err := r.beginScope(ctx); err != nil {
+		return pageAnswer{}, historyError(err)
+	}
+	p, err := r.read(ctx)
+	if err != nil {
+		return pageAnswer{}, historyError(err)
+	}
+	return pageAnswer{page: p, req: r.req, cursor: r.scopeCursor()}, nil
+}
+
+// scopeCursor returns the position to go on from: where each of the legs is.
+func (r *pageReader) scopeCursor() schema.Cursor {
+	next := make([]schema.NextOffset, len(r.legs))
+	for i, l := range r.legs {
+		next[i] = schema.NextOffset{Partition: l.partition, Offset: l.at.Offset}
+		if len(l.items) > 0 {
+			next[i].Offset = l.items[0].event.ID.Offset
+			if r.req.descending {
+				next[i].Offset++
+			}
+		}
+	}
+	slices.SortFunc(next, func(a, b schema.NextOffset) int { return cmp.Compare(a.Partition, b.Partition) })
+	ms := r.req.cursor.ID.TimeMs
+	if n := len(r.page.items); n > 0 {
+		ms = r.page.items[n-1].event.ID.TimeMs
+	}
+	c := schema.CursorAt(r.epoch, next, ms)
+	c.Filter = r.req.tag(r.scope)
+	return c
+}
+
+// sessionPage reads a page of one session.
+func (r *pageReader) sessionPage(ctx context.Context, who control.Principal) (pageAnswer, error) {
+	if err := r.beginSession(); err != nil {
+		return pageAnswer{}, err
+	}
+	var err error
+	r.known = true
+	if r.state, err = r.views[0].tape.Session(ctx, r.scope.Workspace, r.scope.Session); err != nil {
 		if !errors.Is(err, ErrUnavailable) && !errors.Is(err, ErrScanTooLarge) {
 			return pageAnswer{}, historyError(err)
 		}
 		r.known = false
 	}
-	if r.known && (!r.state.Exists() || !who.MaySee(session, r.state.Workflow)) {
+	if r.known && (!r.state.Exists() || !who.MaySee(r.scope.Session, r.state.Workflow)) {
 		return pageAnswer{}, errNoSession()
 	}
-	p, err := r.read(ctx, at)
+	p, err := r.read(ctx)
 	if err == nil && !r.known {
 		err = r.checkFound(who)
 	}
 	if err != nil {
 		return pageAnswer{}, historyError(err)
 	}
-	answer := pageAnswer{page: p, req: req, state: r.state}
-	answer.cursor = r.nextCursor()
-	return answer, nil
+	return pageAnswer{page: p, req: r.req, state: r.state, cursor: r.sessionCursor()}, nil
 }
 
 // position returns where the page begins: the first position it may show or, if it is
@@ -91,7 +194,7 @@ func (v *view) position(req *pageRequest) (schema.Position, error) {
 	if c.IsZero() {
 		return schema.Position{}, nil
 	}
-	next, ok := c.Next(v.ref.Partition)
+	next, ok := c.Next(v.partition)
 	switch {
 	case c.ID.Epoch > v.epoch:
 		return schema.Position{}, invalidCursor("The cursor is of a log that does not exist yet.")
@@ -102,7 +205,7 @@ func (v *view) position(req *pageRequest) (schema.Position, error) {
 	case c.ID.Epoch == v.epoch && next > v.end:
 		return schema.Position{}, invalidCursor("The cursor lies beyond the end of the log.")
 	}
-	at := schema.Position{Epoch: c.ID.Epoch, Partition: v.ref.Partition, Offset: next}
+	at := schema.Position{Epoch: c.ID.Epoch, Partition: v.partition, Offset: next}
 	if req.descending && next == c.ID.Offset+1 {
 		at.Offset-- // below the event itself
 	}
@@ -118,23 +221,23 @@ func (r *pageReader) checkFound(who control.Principal) error {
 	return nil
 }
 
-// nextCursor returns the position to go on from: the last event shown; without one, the
+// sessionCursor returns the position to go on from: the last event shown; without one, the
 // cursor that was given; without that, the session's last event in view, which the
 // filter did not take, so that a stream begun there misses nothing.
-func (r *pageReader) nextCursor() schema.Cursor {
+func (r *pageReader) sessionCursor() schema.Cursor {
 	c := r.req.cursor
 	if n := len(r.page.items); n > 0 {
 		c = schema.Cursor{ID: r.page.items[n-1].event.ID}
 	} else if c.IsZero() && r.known {
 		for _, id := range []schema.EventID{r.state.Last, r.state.First} {
-			if !id.IsZero() && before(id.Position, r.view.at(r.view.end)) {
+			if !id.IsZero() && before(id.Position, r.views[0].at(r.views[0].end)) {
 				c.ID = id
 				break
 			}
 		}
 	}
 	if !c.IsZero() {
-		c.Filter = r.req.filter.Tag(r.req.descending)
+		c.Filter = r.req.tag(r.scope)
 	}
 	return c
 }

@@ -251,7 +251,7 @@ func TestPageIsBoundedInBytes(t *testing.T) {
 	who := everyKey
 	who.Workspace = "w1"
 	for payloads, want := range map[bool]int{true: 1, false: 3} {
-		got, err := w.api(cfg).page(t.Context(), who, "s1", &pageRequest{limit: 10, payloads: payloads})
+		got, err := w.api(cfg).page(t.Context(), who, schema.Scope{Workspace: who.Workspace, Session: "s1"}, &pageRequest{limit: 10, payloads: payloads})
 		if err != nil || len(got.page.items) != want || got.page.more != payloads {
 			t.Errorf("payloads %v: %d events, more %v, %v, want %d", payloads, len(got.page.items), got.page.more, err, want)
 		}
@@ -284,7 +284,7 @@ func TestScanBudgetIs503(t *testing.T) {
 	cfg.LogScan.MaxRecords = 3
 	who := everyKey
 	who.Workspace = "w1"
-	_, err := w.api(cfg).page(t.Context(), who, "s1", &pageRequest{limit: 10})
+	_, err := w.api(cfg).page(t.Context(), who, schema.Scope{Workspace: who.Workspace, Session: "s1"}, &pageRequest{limit: 10})
 	if answer, ok := errors.AsType[*httpapi.Error](err); !ok || answer.Status != 503 || answer.RetryAfter <= 0 {
 		t.Errorf("beyond the budget: %v, want 503 with RetryAfter", err)
 	}

@@ -2,6 +2,8 @@ package query
 
 import (
 	"errors"
+	"fmt"
+	"hash/fnv"
 	"net/url"
 	"strconv"
 	"strings"
@@ -20,6 +22,7 @@ type pageRequest struct {
 	cursor     schema.Cursor // zero: from the beginning, or from the end if descending
 	descending bool
 	payloads   bool
+	types      schema.TypeTable // of the workspace, as it is now
 }
 
 // isPageParam reports whether a page reads the query parameter.
@@ -31,18 +34,30 @@ func isPageParam(name string) bool {
 	return schema.IsFilterParam(name)
 }
 
-// parsePage reads the query of a page of at most maxPage events. Every error is a 400
-// that names the parameter.
-func parsePage(q url.Values, maxPage int) (pageRequest, error) {
-	var r pageRequest
-	if err := httpapi.CheckParams(q, isPageParam); err != nil {
-		return r, err
+// isScopePageParam is isPageParam for a page of the workspace.
+func isScopePageParam(name string) bool { return name == "workflow_id" || isPageParam(name) }
+
+// parseWorkflow reads the workflow that a page of the workspace is narrowed to; "" if none.
+func parseWorkflow(q url.Values) (string, error) {
+	v, err := httpapi.One(q, "workflow_id")
+	if err != nil || !q.Has("workflow_id") {
+		return "", err
 	}
+	if err := schema.CheckID(v); err != nil {
+		return "", httpapi.InvalidParameter("workflow_id", "Parameter workflow_id %v.", err)
+	}
+	return v, nil
+}
+
+// parsePage reads the query of a page of at most maxPage events, but for its cursor; types
+// resolves codes. Every error is a 400 that names the parameter.
+func parsePage(q url.Values, maxPage int, types schema.TypeTable) (pageRequest, error) {
+	r := pageRequest{types: types}
 	var err error
 	if r.limit, err = parsePageSize(q, maxPage); err != nil {
 		return r, err
 	}
-	if r.filter, err = parsePageFilter(q); err != nil {
+	if r.filter, err = parsePageFilter(q, types); err != nil {
 		return r, err
 	}
 	order, err := choice(q, "order", "asc", "desc")
@@ -55,8 +70,7 @@ func parsePage(q url.Values, maxPage int) (pageRequest, error) {
 		return r, err
 	}
 	r.payloads = include == "payload"
-	r.cursor, err = parsePageCursor(q, &r.filter, r.descending)
-	return r, err
+	return r, nil
 }
 
 func parsePageSize(q url.Values, maxPage int) (int, error) {
@@ -83,25 +97,11 @@ func parsePageSize(q url.Values, maxPage int) (int, error) {
 }
 
 // parsePageFilter reads the filter all streams and pages share, and this page's own
-// spellings: types by their codes, startTime and endTime.
-func parsePageFilter(q url.Values) (schema.Filter, error) {
-	resolved := make(url.Values, len(q))
-	for name, values := range q {
-		if name != "type" && name != "events" {
-			resolved[name] = values
-			continue
-		}
-		for _, list := range values {
-			types, err := resolveTypes(name, list)
-			if err != nil {
-				return schema.Filter{}, err
-			}
-			resolved[name] = append(resolved[name], types)
-		}
-	}
-	f, err := schema.ParseFilter(resolved)
+// spellings of times: startTime and endTime.
+func parsePageFilter(q url.Values, types schema.TypeTable) (schema.Filter, error) {
+	f, err := schema.ParseFilter(q, types)
 	if err != nil {
-		return schema.Filter{}, paramError(err)
+		return schema.Filter{}, httpapi.BadParam(err)
 	}
 	if err := parsePageTime(q, "startTime", "since", &f.SinceMs); err != nil {
 		return schema.Filter{}, err
@@ -110,19 +110,6 @@ func parsePageFilter(q url.Values) (schema.Filter, error) {
 		return schema.Filter{}, err
 	}
 	return f, nil
-}
-
-// resolveTypes replaces the codes in a comma list by the types' names.
-func resolveTypes(param, list string) (string, error) {
-	names := strings.Split(list, ",")
-	for i, name := range names {
-		resolved, err := schema.ResolveType(strings.TrimSpace(name))
-		if err != nil {
-			return "", httpapi.InvalidParameter(param, "Parameter %s %v.", param, err)
-		}
-		names[i] = resolved
-	}
-	return strings.Join(names, ","), nil
 }
 
 // parsePageTime reads a bound in whole Unix milliseconds into bound, which our own
@@ -144,22 +131,34 @@ func parsePageTime(q url.Values, name, ours string, bound **int64) error {
 	return nil
 }
 
-// parsePageCursor reads the cursor and checks that it was made with these filters. Only
-// a page knows whether it lies in the session's partition.
-func parsePageCursor(q url.Values, f *schema.Filter, descending bool) (schema.Cursor, error) {
+// tag binds a cursor to the page's filters, its order and the workflow it is narrowed to.
+func (r *pageRequest) tag(scope schema.Scope) uint32 {
+	tag := r.filter.Tag(r.descending)
+	if scope.Workflow == "" {
+		return tag
+	}
+	h := fnv.New32a()
+	fmt.Fprintf(h, "%08x %s", tag, scope.Workflow)
+	return max(h.Sum32(), 1)
+}
+
+// parseCursor reads the cursor and checks that it was made for this scope with these
+// filters. Only the page knows whether it says something about the scope's partitions.
+func (r *pageRequest) parseCursor(q url.Values, scope schema.Scope) error {
 	v, err := httpapi.One(q, "cursor")
 	if err != nil || v == "" {
-		return schema.Cursor{}, err
+		return err
 	}
 	c, err := schema.ParseCursor(v)
 	if err != nil {
-		return schema.Cursor{}, invalidCursor("Parameter cursor is %v.", err)
+		return invalidCursor("Parameter cursor is %v.", err)
 	}
-	if c.Filter != 0 && c.Filter != f.Tag(descending) {
-		return schema.Cursor{}, httpapi.Errorf(400, "cursor_mismatch",
+	if c.Filter != 0 && c.Filter != r.tag(scope) {
+		return httpapi.Errorf(400, "cursor_mismatch",
 			"The cursor belongs to a page with other filters or another order. Repeat those, or begin anew without it.").WithParam("cursor")
 	}
-	return c, nil
+	r.cursor = c
+	return nil
 }
 
 func invalidCursor(format string, args ...any) *httpapi.Error {
@@ -187,13 +186,4 @@ func choice(q url.Values, name string, words ...string) (string, error) {
 		offered = append(offered, w)
 	}
 	return "", httpapi.InvalidParameter(name, "Parameter %s is %s; want %s.", name, schema.Quote(v), strings.Join(offered, " or "))
-}
-
-// paramError makes an answer of schema's parameter errors.
-func paramError(err error) error {
-	var p *schema.ParamError
-	if !errors.As(err, &p) {
-		return err
-	}
-	return httpapi.InvalidParameter(p.Param, "Parameter %v.", err)
 }

@@ -3,6 +3,7 @@ package query
 import (
 	"context"
 	"fmt"
+	"strings"
 
 	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
 
@@ -26,18 +27,81 @@ func (h *History) SessionBase(ctx context.Context, ref SessionRef, to schema.Pos
 
 // readBases reads the states of several sessions; those without rows are left out.
 func (h *History) readBases(ctx context.Context, g baseGroup, sessions []string) (map[string]schema.Session, error) {
-	out := make(map[string]schema.Session, len(sessions))
+	return h.states(ctx, stateRows{
+		workspace: g.workspace, sessions: sessions,
+		below: func(s *statement) { s.positions(schema.Position{}, g.to) },
+		to:    func(string) schema.Position { return g.to },
+	})
+}
+
+// SessionBases is SessionBase for several sessions of one workspace, at most
+// maxBaseBatch, which may lie in several partitions: windows say of each partition of the
+// epoch below which offset its rows count. Rows of earlier epochs all count. partition
+// tells which of them a session lies in. Sessions without rows are left out.
+func (h *History) SessionBases(
+	ctx context.Context, workspace string, epoch uint8, windows []window, partition func(session string) uint16, sessions []string,
+) (map[string]schema.Session, error) {
+	states, err := h.states(ctx, stateRows{
+		workspace: workspace, sessions: sessions,
+		below: func(s *statement) { s.below(epoch, windows) },
+		to: func(session string) schema.Position {
+			p := schema.Position{Epoch: epoch, Partition: partition(session)}
+			for _, w := range windows {
+				if w.partition == p.Partition {
+					p.Offset = w.to
+				}
+			}
+			return p
+		},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read states of %d sessions: %w", len(sessions), err)
+	}
+	return states, nil
+}
+
+// below restricts to rows of earlier epochs and, of this one, to those of each window's
+// partition below its end.
+func (s *statement) below(epoch uint8, windows []window) {
+	e := s.bind("UInt8", epoch)
+	each := []string{"log_epoch < " + e}
+	for _, w := range windows {
+		each = append(each, fmt.Sprintf("log_epoch = %s AND kafka_partition = %s AND kafka_offset < %s",
+			e, s.bind("UInt16", w.partition), s.bind("UInt64", uint64(w.to))))
+	}
+	s.and("(%s)", strings.Join(each, " OR "))
+}
+
+// stateRows says of which rows states are read.
+type stateRows struct {
+	workspace string
+	sessions  []string
+	below     func(*statement)                     // which rows count
+	to        func(session string) schema.Position // the same of one session: those below it
+}
+
+// states reads the states of sessions; those without rows are left out.
+func (h *History) states(ctx context.Context, q stateRows) (map[string]schema.Session, error) {
+	out := make(map[string]schema.Session, len(q.sessions))
 	err := h.ask(ctx, "session_base", func(ctx context.Context) error {
-		all, err := h.typeStates(ctx, g, sessions)
+		clear(out)
+		all, err := h.typeStates(ctx, &q)
+		if err != nil {
+			return err
+		}
+		creations, err := h.creations(ctx, &q, all)
 		if err != nil {
 			return err
 		}
 		for session, types := range all {
 			s := foldTypes(types)
-			if hasType(types, schema.TypeSessionCreated) {
-				ref := SessionRef{Workspace: g.workspace, Session: session, Partition: g.partition}
-				if err := h.applyCreated(ctx, &s, ref, g.to); err != nil {
-					return err
+			if payload, ok := creations[session]; ok {
+				s.Apply(&schema.Event{Type: schema.TypeSessionCreated, Payload: []byte(payload)})
+				if !s.Created { // foreign, and does not parse: a later one may
+					ref := SessionRef{Workspace: q.workspace, Session: session}
+					if err := h.applyCreated(ctx, &s, ref, q.to(session)); err != nil {
+						return err
+					}
 				}
 			}
 			if end, ok := firstCallEnd(types); ok {
@@ -47,6 +111,43 @@ func (h *History) readBases(ctx context.Context, g baseGroup, sessions []string)
 		}
 		return nil
 	})
+	return out, err
+}
+
+// creations reads the payload of the first record that created each session, of those that
+// have one.
+func (h *History) creations(ctx context.Context, q *stateRows, all map[string][]typeState) (map[string]string, error) {
+	first := make(map[string]uint64)
+	var sessions []string
+	var offsets []uint64
+	for session, types := range all {
+		if t := typeNamed(types, schema.TypeSessionCreated); t != nil {
+			first[session] = t.first
+			sessions = append(sessions, session)
+			offsets = append(offsets, t.first&schema.MaxOffset)
+		}
+	}
+	if len(sessions) == 0 {
+		return nil, nil
+	}
+	var s statement
+	s.and("workspace_id = %s", s.bind("String", q.workspace))
+	s.and("session_id IN %s", s.bind("Array(String)", sessions))
+	s.and("kafka_offset IN %s", s.bind("Array(UInt64)", offsets))
+	s.and("type = '%s'", schema.TypeSessionCreated)
+	out := make(map[string]string, len(sessions))
+	err := h.rows(ctx, fmt.Sprintf("SELECT session_id, %s, payload FROM %s WHERE %s", packedPosition, schema.TableEvents, s.condition()),
+		settingsBySession, s.args, func(rows driver.Rows) error {
+			var session, payload string
+			var at uint64
+			if err := rows.Scan(&session, &at, &payload); err != nil {
+				return err
+			}
+			if at == first[session] {
+				out[session] = payload
+			}
+			return nil
+		})
 	return out, err
 }
 
@@ -74,7 +175,7 @@ func unpackPosition(packed uint64, partition uint16) schema.Position {
 
 // typeStatesSQL aggregates by type. Repeats are no part of a session's state.
 const typeStatesSQL = `WITH
-  bitOr(bitShiftLeft(toUInt64(log_epoch), 48), kafka_offset) AS pos,
+  ` + packedPosition + ` AS pos,
   toUnixTimestamp64Milli(ts) AS ms
 SELECT session_id, toString(type), count(), min(pos), max(pos), argMin(ms, pos), argMax(ms, pos),
   argMin(kafka_partition, pos), argMax(kafka_partition, pos), max(ms), max(t_ms),
@@ -83,14 +184,27 @@ FROM ` + schema.TableEvents + `
 WHERE %s
 GROUP BY session_id, type`
 
-func (h *History) typeStates(ctx context.Context, g baseGroup, sessions []string) (map[string][]typeState, error) {
+// countedRows is the condition of rows that are part of a session's state. The projection
+// sessions has it as well, in the same words.
+const countedRows = "type NOT IN ('" + schema.TypeDuplicate + "', '" + schema.TypeDeadLetter + "', '" + schema.TypeErased + "')"
+
+// statement writes out the question for what the types of the sessions come to.
+func (q *stateRows) statement(erased Erasures) (string, []any) {
 	var s statement
-	s.and("workspace_id = %s", s.bind("String", g.workspace))
-	s.and("session_id IN %s", s.bind("Array(String)", sessions))
-	s.positions(schema.Position{}, g.to)
-	s.and("type NOT IN ('%s', '%s')", schema.TypeDuplicate, schema.TypeDeadLetter)
+	s.and("workspace_id = %s", s.bind("String", q.workspace))
+	s.and("session_id IN %s", s.bind("Array(String)", q.sessions))
+	q.below(&s)
+	if erased != nil {
+		s.notPending(erased.PendingErasures(q.workspace))
+	}
+	s.and(countedRows)
+	return fmt.Sprintf(typeStatesSQL, s.condition()), s.args
+}
+
+func (h *History) typeStates(ctx context.Context, q *stateRows) (map[string][]typeState, error) {
+	query, args := q.statement(h.erased)
 	out := make(map[string][]typeState)
-	err := h.rows(ctx, fmt.Sprintf(typeStatesSQL, s.condition()), s.args, func(rows driver.Rows) error {
+	err := h.rows(ctx, query, settingsBySession, args, func(rows driver.Rows) error {
 		var session string
 		var t typeState
 		if err := rows.Scan(&session, &t.name, &t.rows, &t.first, &t.last, &t.firstMs, &t.lastMs,
@@ -153,13 +267,14 @@ func foldTypes(types []typeState) schema.Session {
 	return s
 }
 
-func hasType(types []typeState, name string) bool {
+// typeNamed returns the type of that name, nil if there is none.
+func typeNamed(types []typeState, name string) *typeState {
 	for i := range types {
 		if types[i].name == name {
-			return true
+			return &types[i]
 		}
 	}
-	return false
+	return nil
 }
 
 // firstCallEnd returns the type whose first row ends the session if it is a call.

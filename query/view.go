@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/playhead-dev/playhead/schema"
 )
@@ -18,10 +19,12 @@ type Tape interface {
 	// Session returns the state of a session, everything on the tape included. It may
 	// ask History for what lies below.
 	Session(ctx context.Context, workspace, session string) (schema.Session, error)
-	// SessionEvents returns at most limit events of a session at or above offset from in
+	// ScopeEvents returns at most limit events of a scope at or above offset from in
 	// offset order, without hidden ones and repeats, and the offsets that the tape covers:
 	// [start, next).
-	SessionEvents(workspace, session string, from int64, limit int) (events []*schema.Event, start, next int64)
+	ScopeEvents(scope schema.Scope, from int64, limit int) (events []*schema.Event, start, next int64)
+	// ScopeRecords is ScopeEvents with hidden events, of which sessions consist as well.
+	ScopeRecords(scope schema.Scope, from int64, limit int) (events []*schema.Event, start, next int64)
 	// Repeats judges an event read from Kafka below the tape; known is false if the tape
 	// has not seen enough of the log to tell.
 	Repeats(e *schema.Event) (repeats, known bool)
@@ -50,9 +53,9 @@ type Committed interface {
 	Get(partition uint16) int64
 }
 
-// view is one session's log as one request sees it: fixed when the request came.
+// view is one Kafka partition as one request sees it: fixed when the request came.
 type view struct {
-	ref       SessionRef
+	partition uint16
 	epoch     uint8
 	tape      Tape
 	end       int64 // the high watermark when the request came, which the tape has passed
@@ -61,31 +64,47 @@ type view struct {
 
 // at returns a position of the current epoch.
 func (v *view) at(offset int64) schema.Position {
-	return schema.Position{Epoch: v.epoch, Partition: v.ref.Partition, Offset: offset}
+	return schema.Position{Epoch: v.epoch, Partition: v.partition, Offset: offset}
 }
 
-// open returns the view of a session that need not exist. It waits, for at most
-// Config.SyncTimeout, until the tape holds everything that was in the log when it was
-// called, so that what an append acknowledged before is seen.
-func (a *API) open(ctx context.Context, workspace, session string) (view, error) {
-	partition := a.deps.Placement(workspace).Partition(workspace, session)
+// open returns the views of the partitions that a scope lies in; a session need not exist.
+// It waits, for at most Config.SyncTimeout, until the tapes hold everything that was in the
+// log when it was called, so that what an append acknowledged before is seen.
+func (a *API) open(ctx context.Context, scope schema.Scope) ([]*view, error) {
+	partitions := scope.Partitions(a.deps.Placement(scope.Workspace))
+	views := make([]*view, len(partitions))
+	group, ctx := errgroup.WithContext(ctx)
+	for i, partition := range partitions {
+		group.Go(func() error {
+			v, err := a.openPartition(ctx, partition)
+			views[i] = v
+			return err
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return nil, err
+	}
+	return views, nil
+}
+
+func (a *API) openPartition(ctx context.Context, partition uint16) (*view, error) {
 	tape, err := a.openTape(ctx, partition)
 	if err != nil {
-		return view{}, err
+		return nil, err
 	}
 	began := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, a.cfg.SyncTimeout)
 	defer cancel()
 	end, err := a.deps.Log.HighWatermark(ctx, partition)
 	if err != nil {
-		return view{}, err
+		return nil, err
 	}
 	if err := tape.WaitFor(ctx, end); err != nil {
-		return view{}, fmt.Errorf("wait for offset %d of partition %d on the tape: %w", end, partition, err)
+		return nil, fmt.Errorf("wait for offset %d of partition %d on the tape: %w", end, partition, err)
 	}
 	a.metrics.syncWaits.Observe(time.Since(began).Seconds())
-	return view{
-		ref:       SessionRef{Workspace: workspace, Session: session, Partition: partition},
+	return &view{
+		partition: partition,
 		epoch:     a.deps.Epoch,
 		tape:      tape,
 		end:       end,

@@ -21,6 +21,7 @@ type world struct {
 	t       testing.TB
 	r       *rand.Rand
 	epoch   uint8
+	at      uint16 // its partition
 	rule    schema.DedupeRule
 	history *History
 	insert  func([]*schema.Event)
@@ -39,8 +40,6 @@ type world struct {
 
 	stateAway bool // the tape cannot fold states: only ClickHouse holds their beginning
 }
-
-const testPartition = 0
 
 var errGone = errors.New("gone")
 
@@ -84,10 +83,17 @@ type worldTape struct{ *world }
 
 func (t worldTape) WaitFor(context.Context, int64) error { return nil }
 
-func (t worldTape) SessionEvents(workspace, session string, from int64, limit int) (events []*schema.Event, start, next int64) {
+func (t worldTape) ScopeEvents(scope schema.Scope, from int64, limit int) (events []*schema.Event, start, next int64) {
+	return t.records(scope, from, limit, false)
+}
+
+func (t worldTape) ScopeRecords(scope schema.Scope, from int64, limit int) (events []*schema.Event, start, next int64) {
+	return t.records(scope, from, limit, true)
+}
+
+func (t worldTape) records(scope schema.Scope, from int64, limit int, hidden bool) (events []*schema.Event, start, next int64) {
 	for i, e := range t.log {
-		if e.ID.Offset >= max(from, t.tapeStart) && len(events) < limit && !t.repeat[i] && !e.Hidden() &&
-			e.Workspace == workspace && e.Session == session {
+		if e.ID.Offset >= max(from, t.tapeStart) && len(events) < limit && !t.repeat[i] && (hidden || !e.Hidden()) && scope.Holds(e) {
 			events = append(events, e)
 		}
 	}
@@ -146,7 +152,7 @@ func (w *world) grow(workspace string, n int) {
 		ms = w.log[len(w.log)-1].ID.TimeMs
 	}
 	for range n {
-		pos := schema.Position{Epoch: w.epoch, Partition: testPartition, Offset: w.end + pick[int64](w.r, 0, 0, 0, 1, 3)}
+		pos := schema.Position{Epoch: w.epoch, Partition: w.at, Offset: w.end + pick[int64](w.r, 0, 0, 0, 1, 3)}
 		ms += w.r.Int64N(40) - 3
 		w.append(randomEvent(w.r, pick(w.r, workspace, workspace, workspace+"x"), pick(w.r, "s1", "s1", "s2"), pos, ms))
 	}
@@ -189,13 +195,18 @@ func (w *world) move() {
 }
 
 func newWorld(t testing.TB, r *rand.Rand, h *History, insert func([]*schema.Event), workspace string) *world {
+	return newWorldOf(t, r, h, insert, workspace, pick[uint8](r, 1, 1, 2), 0)
+}
+
+// newWorldOf is newWorld for a partition of a log in its given epoch.
+func newWorldOf(t testing.TB, r *rand.Rand, h *History, insert func([]*schema.Event), workspace string, epoch uint8, partition uint16) *world {
 	w := &world{
-		t: t, r: r, epoch: pick[uint8](r, 1, 1, 2), history: h, insert: insert,
+		t: t, r: r, epoch: epoch, at: partition, history: h, insert: insert,
 		rule: schema.DedupeRule{Offsets: 60, Age: 1500 * 1e6}, // 1.5 s
 	}
 	w.windows = schema.NewWindow(w.rule)
 	if w.epoch == 2 {
-		pos, ms := schema.Position{Epoch: 1, Partition: 3}, int64(testStartMs)-100_000
+		pos, ms := schema.Position{Epoch: 1, Partition: 3 + w.at}, int64(testStartMs)-100_000
 		for range r.IntN(60) {
 			w.old = append(w.old, randomEvent(r, workspace, pick(r, "s1", "s2"), pos, ms))
 			pos.Offset += 1 + r.Int64N(4)

@@ -26,8 +26,12 @@ const skewSlack = time.Minute
 // reader that warms up over one window judges as all others do. This rests on record
 // times running back by at most a minute; past a record that lies further in the future
 // (which no ingest node writes), a repeat may slip through.
+//
+// A record of TypeErased ends this for its session: what comes behind it repeats nothing
+// before it, so that an id that an erased event had may be used again. As the record lies
+// in the log itself, this too is the same for every reader, whatever it knows of erasures.
 type DedupeRule struct {
-	Offsets int64         // at least 1; memory is 125 bytes an offset at the worst
+	Offsets int64         // at least 1; memory is 133 bytes an offset at the worst
 	Age     time.Duration // at least 1 ms
 }
 
@@ -60,6 +64,8 @@ type sighting struct {
 
 	firstOffset, firstMs int64 // of the first record of the chain of repeats
 
+	session uint64 // hash of workspace and session, for fence
+
 	// older is the number of the latest earlier sighting of the key with a later time,
 	// or -1. Only where time ran back between the two can a record repeat that one and
 	// not this; those between are nearer in neither respect and are skipped.
@@ -67,7 +73,7 @@ type sighting struct {
 }
 
 // sightingsPerChunk sizes the steps in which the window's memory grows and shrinks
-// (14 KiB); small, as there is a window to every partition.
+// (16 KiB); small, as there is a window to every partition.
 const sightingsPerChunk = 256
 
 // minShrink is the number of keys below which the map is not worth making anew.
@@ -97,13 +103,17 @@ func NewWindow(rule DedupeRule) *Window {
 // and their first is zero. Bookkeeping records are judged like any other.
 func (w *Window) Observe(e *Event) (first EventID, duplicate bool) {
 	w.expire(e.ID)
+	if e.Type == TypeErased {
+		w.fence(sessionHash(e))
+		return EventID{}, false
+	}
 	if e.MessageID == "" {
 		return EventID{}, false
 	}
 	w.log = Position{Epoch: e.ID.Epoch, Partition: e.ID.Partition}
 	now := sighting{
 		key: MessageKey(e.Workspace, e.Session, e.MessageID), offset: e.ID.Offset, ms: e.ID.TimeMs,
-		firstOffset: e.ID.Offset, firstMs: e.ID.TimeMs, older: -1,
+		firstOffset: e.ID.Offset, firstMs: e.ID.TimeMs, session: sessionHash(e), older: -1,
 	}
 	if last, seen := w.last[now.key]; seen {
 		if duplicate = w.within(last, e.ID); duplicate {
@@ -127,6 +137,25 @@ func (w *Window) Lookup(key xxh3.Uint128, now EventID) (EventID, bool) {
 		return EventID{}, false
 	}
 	return w.firstOf(w.at(last)), true
+}
+
+// fence forgets the message ids of a session: it has been erased. It looks at all that the
+// window holds, some milliseconds at the most.
+func (w *Window) fence(session uint64) {
+	for n := w.head; n < w.tail; n++ {
+		if s := w.at(n); s.session == session {
+			delete(w.last, s.key)
+		}
+	}
+}
+
+// sessionHash tells sessions apart. Should another of a million sessions in the window have
+// the hash of one that is erased (chance below 1e-12), repeats of its events slip through.
+func sessionHash(e *Event) uint64 {
+	var buf [2*MaxIDLen + 1]byte
+	b := append(buf[:0], e.Workspace...)
+	b = append(b, '\n')
+	return xxh3.Hash(append(b, e.Session...))
 }
 
 // Len returns the number of message ids held.

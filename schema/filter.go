@@ -60,15 +60,16 @@ func IsFilterParam(name string) bool {
 	return slices.Contains(filterParams[:], name)
 }
 
-// ParseFilter reads the filter parameters of a stream's or a page's query. Other
-// parameters are left alone. Every error is a *ParamError.
-func ParseFilter(q url.Values) (Filter, error) {
+// ParseFilter reads the filter parameters of a stream's or a page's query; types is the
+// workspace's table, by which codes stand for names. Other parameters are left alone.
+// Every error is a *ParamError.
+func ParseFilter(q url.Values, types TypeTable) (Filter, error) {
 	var f Filter
 	var err error
 	for _, name := range []string{"type", "events"} {
 		for _, list := range q[name] {
 			for t := range strings.SplitSeq(list, ",") {
-				if err := f.addType(name, strings.TrimSpace(t)); err != nil {
+				if err := f.addType(name, strings.TrimSpace(t), types); err != nil {
 					return Filter{}, err
 				}
 			}
@@ -111,8 +112,8 @@ func ParseFilter(q url.Values) (Filter, error) {
 }
 
 // addType adds a name, a code or a prefix.
-func (f *Filter) addType(param, t string) error {
-	t, err := ResolveType(t)
+func (f *Filter) addType(param, t string, types TypeTable) error {
+	t, err := types.Resolve(t)
 	if err != nil {
 		return paramErrorf(param, "%v", err)
 	}

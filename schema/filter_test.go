@@ -19,7 +19,7 @@ func mustFilter(t testing.TB, query string) schema.Filter {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f, err := schema.ParseFilter(q)
+	f, err := schema.ParseFilter(q, schema.TypeTable{})
 	if err != nil {
 		t.Fatalf("ParseFilter(%q): %v", query, err)
 	}
@@ -77,7 +77,7 @@ func TestParseFilterRejects(t *testing.T) {
 		if c.param == "" {
 			c.param = reflect.ValueOf(q).MapKeys()[0].String()
 		}
-		f, err := schema.ParseFilter(q)
+		f, err := schema.ParseFilter(q, schema.TypeTable{})
 		var p *schema.ParamError
 		if !errors.As(err, &p) || p.Param != c.param || !f.IsZero() {
 			t.Errorf("ParseFilter(%.60q) = %+v, %v, want an error of %q", c.query, f, err, c.param)
@@ -175,7 +175,7 @@ func TestFilterMatchAgreesWithNaiveEvaluation(t *testing.T) {
 		if r.IntN(2) == 0 {
 			e.Metadata = map[string]string{pick("k", "l"): pick("", "v", "w")}
 		}
-		f, err := schema.ParseFilter(q)
+		f, err := schema.ParseFilter(q, schema.TypeTable{})
 		if err != nil {
 			t.Fatalf("ParseFilter(%v): %v", q, err)
 		}
@@ -226,12 +226,14 @@ func FuzzParseFilter(f *testing.F) {
 	f.Add("type=*&frame_id=x&t_ms.gte=1&to_t_ms=5")
 	f.Add("filters[")
 	f.Add("confidence_gte=-0&filters[%ff]=%ff")
+	f.Add("type=1,0xC8,200&events=16")
+	types := schema.NewTypeTable([]schema.TypeCode{{Code: 200, Type: "agent.said"}})
 	f.Fuzz(func(t *testing.T, query string) {
 		q, err := url.ParseQuery(query)
 		if err != nil {
 			return
 		}
-		filter, err := schema.ParseFilter(q)
+		filter, err := schema.ParseFilter(q, types)
 		var p *schema.ParamError
 		if err != nil {
 			if !errors.As(err, &p) || !filter.IsZero() {
@@ -240,7 +242,7 @@ func FuzzParseFilter(f *testing.F) {
 			return
 		}
 		// Written out in the plainest spelling it is the same filter.
-		again, err := schema.ParseFilter(spell(&filter))
+		again, err := schema.ParseFilter(spell(&filter), schema.TypeTable{})
 		if err != nil || !reflect.DeepEqual(again, filter) || again.Tag(true) != filter.Tag(true) {
 			t.Fatalf("ParseFilter(%q) = %+v, spelled out it is %+v, %v", query, filter, again, err)
 		}

@@ -82,8 +82,12 @@ func (s *Session) Exists() bool { return s.exists }
 func (s *Session) Ended() bool { return s.exists && s.EndedAt >= 0 }
 
 // Apply folds the next record of the session's log into s. Duplicates are the
-// caller's to leave out.
+// caller's to leave out, and so are erased events; the record of an erasure is none of the
+// session's.
 func (s *Session) Apply(e *Event) {
+	if e.Type == TypeErased {
+		return
+	}
 	if !s.exists {
 		s.exists = true
 		s.StartedMs = e.ID.TimeMs

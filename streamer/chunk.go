@@ -40,6 +40,11 @@ type source struct {
 	left leftover
 }
 
+// newSource returns a source of what req wants of t's partition.
+func newSource(h *Hub, req *Request, t *tape.Tape) source {
+	return source{hub: h, scope: req.Scope, filter: &req.Filter, kafka: h.past.reader(req.Scope, t.Partition(), t)}
+}
+
 // leftover is what a read of Kafka found beyond its chunk.
 type leftover struct {
 	events   []*schema.Event
@@ -74,29 +79,44 @@ func (r *source) read(ctx context.Context, t *tape.Tape, pos schema.Position, ma
 	if pos.Epoch == past.Epoch && pos.Offset >= t.Start() {
 		return r.readTape(t, pos, maxBytes)
 	}
-	if comparePlace(pos, materialised) < 0 && !r.isShort(ctx, t, pos) {
-		c, err := r.readHistory(ctx, t, pos, materialised, maxBytes)
-		if err == nil || ctx.Err() != nil {
-			return c, err
+	if comparePlace(pos, materialised) >= 0 {
+		start, _, err := past.Log.Bounds(ctx, t.Partition())
+		if err != nil {
+			return chunk{}, logAway(ctx, err)
 		}
-		r.hub.logger.Warn("replay falls back to kafka", "partition", t.Partition(), "error", err)
-		if kerr := r.kafkaReaches(ctx, t, pos); kerr != nil {
-			return chunk{}, fmt.Errorf("%w: %w: %w", errHistoryAway, kerr, err)
+		return r.readKafka(ctx, t, pos, start, maxBytes)
+	}
+	if r.isShort(t, pos) {
+		if start, err := r.kafkaReaches(ctx, t, pos); err == nil {
+			return r.readKafka(ctx, t, pos, start, maxBytes)
 		}
 	}
-	c, err := r.readKafka(ctx, t, pos, maxBytes)
-	if err != nil && ctx.Err() == nil {
-		err = fmt.Errorf("%w: %w", errLogAway, err)
+	c, err := r.readHistory(ctx, t, pos, materialised, maxBytes)
+	if err == nil || ctx.Err() != nil {
+		return c, err
 	}
-	return c, err
+	r.hub.logger.Warn("replay falls back to kafka", "partition", t.Partition(), "error", err)
+	start, kerr := r.kafkaReaches(ctx, t, pos)
+	if kerr != nil {
+		return chunk{}, fmt.Errorf("%w: %w: %w", errHistoryAway, kerr, err)
+	}
+	return r.readKafka(ctx, t, pos, start, maxBytes)
+}
+
+// logAway makes an errLogAway of err, unless ctx has ended.
+func logAway(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return err
+	}
+	return fmt.Errorf("%w: %w", errLogAway, err)
 }
 
 // isShort reports whether what lies between pos and the tape is better read from Kafka,
-// though it is materialised: the log of several sessions lies there as it is wanted, while
-// the table is in the order of sessions and every granule would be opened for a few rows.
-func (r *source) isShort(ctx context.Context, t *tape.Tape, pos schema.Position) bool {
-	return r.scope.Session == "" && pos.Epoch == r.hub.past.Epoch &&
-		t.Start()-pos.Offset <= r.hub.past.ShortGap && r.kafkaReaches(ctx, t, pos) == nil
+// if that reaches there, though it is materialised: the log of several sessions lies there as
+// it is wanted, while the table is in the order of sessions and every granule would be opened
+// for a few rows.
+func (r *source) isShort(t *tape.Tape, pos schema.Position) bool {
+	return r.scope.Session == "" && pos.Epoch == r.hub.past.Epoch && t.Start()-pos.Offset <= r.hub.past.ShortGap
 }
 
 // comparePlace orders two positions of one scope's log in a partition.
@@ -113,34 +133,30 @@ func (r *source) readHistory(ctx context.Context, t *tape.Tape, pos, to schema.P
 	return chunk{events: events, next: next, source: "clickhouse"}, nil
 }
 
-// kafkaReaches reports why Kafka cannot stand in for ClickHouse from the position on.
-func (r *source) kafkaReaches(ctx context.Context, t *tape.Tape, pos schema.Position) error {
+// kafkaReaches returns the log start offset, or why Kafka cannot stand in for ClickHouse
+// from the position on.
+func (r *source) kafkaReaches(ctx context.Context, t *tape.Tape, pos schema.Position) (start int64, err error) {
 	if pos.Epoch != r.hub.past.Epoch {
-		return fmt.Errorf("epoch %d is only in history", pos.Epoch)
+		return 0, fmt.Errorf("epoch %d is only in history", pos.Epoch)
 	}
-	start, _, err := r.hub.past.Log.Bounds(ctx, t.Partition())
+	start, _, err = r.hub.past.Log.Bounds(ctx, t.Partition())
 	if err != nil {
-		return err
+		return 0, err
 	}
 	if pos.Offset < start {
-		return fmt.Errorf("offset %d is only in history; kafka begins at %d", pos.Offset, start)
+		return 0, fmt.Errorf("offset %d is only in history; kafka begins at %d", pos.Offset, start)
 	}
-	return nil
+	return start, nil
 }
 
 // errChunkFull ends the reading of a chunk.
 var errChunkFull = errors.New("chunk is full")
 
-// readKafka reads what Kafka has from the position up to the tape. What lies below the
-// log start offset and is not materialised is gone; the client is told the gap.
-func (r *source) readKafka(ctx context.Context, t *tape.Tape, pos schema.Position, maxBytes int) (chunk, error) {
-	past := r.hub.past
-	start, _, err := past.Log.Bounds(ctx, t.Partition())
-	if err != nil {
-		return chunk{}, err
-	}
-	if pos.Epoch != past.Epoch {
-		pos = schema.Position{Epoch: past.Epoch}
+// readKafka reads what Kafka has from the position up to the tape. What lies below start,
+// the log start offset, and is not materialised is gone; the client is told the gap.
+func (r *source) readKafka(ctx context.Context, t *tape.Tape, pos schema.Position, start int64, maxBytes int) (chunk, error) {
+	if epoch := r.hub.past.Epoch; pos.Epoch != epoch {
+		pos = schema.Position{Epoch: epoch}
 	}
 	pos.Partition = t.Partition()
 	c := chunk{next: pos, source: "kafka"}
@@ -166,7 +182,7 @@ func (r *source) readKafka(ctx context.Context, t *tape.Tape, pos schema.Positio
 		return nil
 	})
 	if err != nil && !errors.Is(err, errChunkFull) {
-		return chunk{}, err
+		return chunk{}, logAway(ctx, err)
 	}
 	c.next.Offset = next
 	cut := r.cut(c.events, c.next, maxBytes)

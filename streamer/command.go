@@ -101,9 +101,7 @@ func (s *subscription) do(c *command) {
 	case opResume:
 		s.paused = false
 		s.restartPace()
-		for i := range s.legs {
-			s.legs[i].fresh.Store(true)
-		}
+		s.refresh()
 	case opSpeed:
 		if s.pace == nil {
 			s.pace = new(pacer)

@@ -2,10 +2,10 @@ package streamer
 
 import (
 	"errors"
-	"fmt"
 	"runtime"
 	"time"
 
+	"github.com/playhead-dev/playhead/internal/settings"
 	"github.com/playhead-dev/playhead/streamer/tape"
 )
 
@@ -69,14 +69,14 @@ func DefaultConfig() Config {
 func (c Config) Validate() error {
 	return errors.Join(
 		c.Tape.Validate(),
-		within("max_streams", c.MaxStreams, 1, 1_000_000),
-		within("workers", c.Workers, 0, 256),
-		within("write_timeout", c.WriteTimeout, time.Second, 10*time.Minute),
-		within("keep_alive", c.KeepAlive, time.Second, 5*time.Minute),
-		within("max_replays", c.MaxReplays, 1, 10_000),
-		within("replay_reads", c.ReplayReads, 0, 1000),
-		within("max_openings", c.MaxOpenings, 1, 10_000),
-		within("replay_bytes", c.ReplayBytes, 64<<10, 64<<20),
+		settings.InRange("max_streams", c.MaxStreams, 1, 1_000_000),
+		settings.InRange("workers", c.Workers, 0, 256),
+		settings.InRange("write_timeout", c.WriteTimeout, time.Second, 10*time.Minute),
+		settings.InRange("keep_alive", c.KeepAlive, time.Second, 5*time.Minute),
+		settings.InRange("max_replays", c.MaxReplays, 1, 10_000),
+		settings.InRange("replay_reads", c.ReplayReads, 0, 1000),
+		settings.InRange("max_openings", c.MaxOpenings, 1, 10_000),
+		settings.InRange("replay_bytes", c.ReplayBytes, 64<<10, 64<<20),
 	)
 }
 
@@ -86,11 +86,4 @@ func (c Config) replayReads() int {
 		return c.ReplayReads
 	}
 	return max(1, runtime.GOMAXPROCS(0)/2)
-}
-
-func within[T int | time.Duration](key string, v, low, high T) error {
-	if v < low || v > high {
-		return fmt.Errorf("%s is %v; want %v to %v", key, v, low, high)
-	}
-	return nil
 }

@@ -25,6 +25,8 @@ func farewell(reason error) (f *failure, retry time.Duration) {
 		return nil, minReturn + rand.N(maxReturn-minReturn)
 	case errors.Is(reason, errKeyEnded):
 		return &failure{code: codeAuth, message: "the API key was revoked or has expired"}, 0
+	case errors.Is(reason, errSessionErased):
+		return &failure{code: codeErased, message: "the session was erased"}, 0
 	case errors.As(reason, &cancelled) && cancelled.byServer:
 		return &failure{code: codeCancelled, message: cancelled.reason}, 0
 	case errors.Is(reason, errHistoryAway):

@@ -215,6 +215,7 @@ type env struct {
 	cfg       Config
 	placement schema.Placement
 	epoch     uint8 // of the log
+	erased    schema.ErasedBelow
 	kafkaCfg  kafka.Config
 	broker    *kafka.Embedded
 	log       *kafka.Log
@@ -286,35 +287,43 @@ func startEnv(t testing.TB, cfg Config, partitions int) *env {
 // far as the tape's bounds say.
 func (e *env) serve() *env {
 	e.t.Helper()
-	opts, err := e.kafkaCfg.Options()
-	if err != nil {
-		e.t.Fatal(err)
-	}
-	past := &Past{History: e.history, Log: e.log, Epoch: e.epoch, Placement: e.place, Rule: e.cfg.Tape.Rule()}
-	e.tapeStats = prometheus.NewRegistry()
-	e.tapes, err = tape.Start(e.cfg.Tape, tape.Deps{
-		Kafka: opts, Log: e.log, Past: past, Epoch: e.epoch, Partitions: e.placement.Partitions, Placement: e.place,
-		Metrics: tape.NewMetrics(e.tapeStats), Logger: slog.New(slog.DiscardHandler),
-	})
-	if err != nil {
-		e.t.Fatal(err)
-	}
-	e.t.Cleanup(e.tapes.Close)
-	e.hub, err = StartHub(e.cfg, Deps{
-		Tapes: e.tapes, Past: past, Metrics: NewMetrics(prometheus.NewRegistry()), Logger: slog.New(slog.DiscardHandler),
-	})
-	if err != nil {
-		e.t.Fatal(err)
-	}
-	e.app = httpapi.NewApp(httpapi.DefaultConfig(), slog.New(slog.DiscardHandler))
-	e.app.Use(httpapi.Authenticate(fakeKeys{
+	return e.serveWith(fakeKeys{
 		"reader":    {Workspace: "w", Scopes: control.ScopeRead},
 		"stranger":  {Workspace: "other", Scopes: control.ScopeRead},
 		"writer":    {Workspace: "w", Scopes: control.ScopeIngest},
 		"bound":     {Workspace: "w", Scopes: control.ScopeRead, Session: "s"},
 		"elsewhere": {Workspace: "w", Scopes: control.ScopeRead, Session: "t"},
 		"flow":      {Workspace: "w", Scopes: control.ScopeRead, Workflow: "flow"},
-	}))
+	}, nil)
+}
+
+// serveWith is serve for tests with keys and parts of their own; change may be nil. Several
+// nodes may be made over one broker by beside.
+func (e *env) serveWith(keys httpapi.Authenticator, change func(*Deps)) *env {
+	e.t.Helper()
+	opts, err := e.kafkaCfg.Options()
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	past := &Past{History: e.history, Log: e.log, Epoch: e.epoch, Placement: e.place, Rule: e.cfg.Tape.Rule(), Erased: e.erased}
+	e.tapeStats = prometheus.NewRegistry()
+	e.tapes, err = tape.Start(e.cfg.Tape, tape.Deps{
+		Kafka: opts, Log: e.log, Past: past, Epoch: e.epoch, Partitions: e.placement.Partitions, Placement: e.place, Erased: e.erased,
+		Metrics: tape.NewMetrics(e.tapeStats), Logger: slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	e.t.Cleanup(e.tapes.Close)
+	deps := Deps{Tapes: e.tapes, Past: past, Metrics: NewMetrics(prometheus.NewRegistry()), Logger: slog.New(slog.DiscardHandler)}
+	if change != nil {
+		change(&deps)
+	}
+	if e.hub, err = StartHub(e.cfg, deps); err != nil {
+		e.t.Fatal(err)
+	}
+	e.app = httpapi.NewApp(httpapi.DefaultConfig(), slog.New(slog.DiscardHandler))
+	e.app.Use(httpapi.Authenticate(keys, TokenRule()))
 	e.hub.Routes(e.app)
 	ln, err := new(net.ListenConfig).Listen(context.Background(), "tcp", "127.0.0.1:0")
 	if err != nil {
@@ -333,6 +342,14 @@ func (e *env) serve() *env {
 		}
 	})
 	return e
+}
+
+// beside returns an environment of a further node over the same log, not yet served.
+func (e *env) beside() *env {
+	return &env{
+		t: e.t, cfg: e.cfg, broker: e.broker, kafkaCfg: e.kafkaCfg, placement: e.placement, epoch: e.epoch, log: e.log,
+		producer: e.producer, history: e.history,
+	}
 }
 
 // closeHub ends the hub; a second call does nothing.
@@ -495,6 +512,15 @@ func (e *env) dial(path, key string, headers ...string) (*client, error) {
 	if err != nil {
 		return nil, err
 	}
+	c, err := e.ask(nc, path, key, headers...)
+	if err != nil {
+		_ = nc.Close()
+	}
+	return c, err
+}
+
+// ask sends a request on a connection and reads the head of the answer.
+func (e *env) ask(nc net.Conn, path, key string, headers ...string) (*client, error) {
 	c := &client{t: e.t, nc: nc, br: bufio.NewReaderSize(nc, 128<<10)}
 	_ = nc.SetDeadline(time.Now().Add(2 * testDeadline))
 	request := "GET " + path + " HTTP/1.1\r\nHost: test\r\nAuthorization: Bearer " + key + "\r\n"
@@ -662,7 +688,7 @@ func (e *env) dump() string {
 	e.hub.mu.Lock()
 	defer e.hub.mu.Unlock()
 	out := fmt.Sprintf("%d slots, %d subscriptions, %d queued, %d replays\n",
-		e.hub.slots, len(e.hub.subs), len(e.hub.queue), e.hub.cfg.MaxReplays-len(e.hub.replays.free))
+		e.hub.slots, len(e.hub.subs), len(e.hub.queue), e.hub.cfg.MaxReplays-e.hub.replays.idle())
 	for _, s := range e.hub.subs {
 		out += fmt.Sprintf("sched %d, ending %v, cause %v\n", s.sched.Load(), s.ending.Load(), context.Cause(s.ctx))
 	}

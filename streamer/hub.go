@@ -31,6 +31,7 @@ type Hub struct {
 	logger  *slog.Logger
 
 	limits   func(workspace string) control.Limits
+	types    func(workspace string) schema.TypeTable
 	counts   Counts
 	live     func(keyID string) bool
 	appender Appender
@@ -44,7 +45,6 @@ type Hub struct {
 	bursts   *slots             // one for each replay that may encode and send at once
 	hangups  *hangups
 	node     string // part of the ids of its connections
-	opened   atomic.Uint64
 
 	mu      sync.Mutex               // guards what follows
 	subs    map[string]*subscription // by id
@@ -71,6 +71,8 @@ type Deps struct {
 
 	// Limits are those of a workspace; nil: there are none.
 	Limits func(workspace string) control.Limits
+	// Types are the codes of a workspace's event types; nil: the built-in ones.
+	Types func(workspace string) schema.TypeTable
 	// Counts counts the open streams of all nodes; nil: nobody does.
 	Counts Counts
 	// Live reports whether a key is neither revoked nor expired; nil: all are live. It is
@@ -105,7 +107,7 @@ func StartHub(cfg Config, d Deps) (*Hub, error) {
 	}
 	h := &Hub{
 		cfg: cfg, tapes: d.Tapes, past: d.Past, metrics: d.Metrics, logger: d.Logger,
-		limits: d.Limits, counts: d.Counts, live: d.Live, appender: d.Appender, relay: d.Relay,
+		limits: d.Limits, types: d.Types, counts: d.Counts, live: d.Live, appender: d.Appender, relay: d.Relay,
 		views:    views(),
 		queue:    make(chan *subscription, cfg.MaxStreams),
 		openings: newSlots(cfg.MaxOpenings),
@@ -167,10 +169,11 @@ type opening struct {
 	req     Request
 	legs    []place
 	wire    wire
-	head    []byte // written first
-	release func() // gives back what was taken for it; called once it is over
-	alive   func() // called when a client that was slow has taken something; nil: nobody asks
-	finish  func() // ends the connection once the goodbye is written; nil closes it
+	head    []byte          // written first
+	erased  schema.Position // Hub.erasedBelow before the session was looked up
+	release func()          // gives back what was taken for it; called once it is over
+	alive   func()          // called when a client that was slow has taken something; nil: nobody asks
+	finish  func()          // ends the connection once the goodbye is written; nil closes it
 }
 
 // place is where one leg begins.
@@ -203,7 +206,7 @@ func (h *Hub) adopt(nc net.Conn, o opening) *subscription {
 		s.pace = &pacer{speed: o.req.Speed}
 	}
 	if o.req.EventsPerMinute > 0 {
-		s.rate = newThrottle(o.req.EventsPerMinute, time.Now())
+		s.rate = newThrottle(o.req.EventsPerMinute)
 	}
 	s.sched.Store(running)
 	h.mu.Lock()
@@ -217,6 +220,9 @@ func (h *Hub) adopt(nc net.Conn, o opening) *subscription {
 	}
 	if closing {
 		s.end(errShutdown)
+	}
+	if h.erasedBelow(s.req.Scope) != o.erased {
+		s.end(errSessionErased)
 	}
 	if h.live != nil && !h.live(s.req.KeyID) {
 		s.end(errKeyEnded)
@@ -312,9 +318,7 @@ func (h *Hub) later(s *subscription, d time.Duration) {
 	}
 	time.AfterFunc(d, func() { // ends by itself; waking a stream that has ended does nothing
 		s.timed.Store(false)
-		for i := range s.legs {
-			s.legs[i].fresh.Store(true)
-		}
+		s.refresh()
 		s.Wake()
 	})
 }

@@ -77,6 +77,13 @@ func (s *subscription) attached() bool {
 	return true
 }
 
+// refresh has every leg look at its tape again.
+func (s *subscription) refresh() {
+	for i := range s.legs {
+		s.legs[i].fresh.Store(true)
+	}
+}
+
 func (s *subscription) detach() {
 	for i := range s.legs {
 		s.legs[i].detach()

@@ -168,13 +168,24 @@ func TestStreamsEndWithTheirTape(t *testing.T) {
 	}
 }
 
-// Everything that can happen to a subscription at once: wakes, keep-alives, hang-ups,
-// sockets that fill up, evictions, replays, and the stop. The race detector watches that
-// none is run by two goroutines.
-func TestSubscriptionsUnderStress(t *testing.T) {
-	checkGoroutines(t)
-	rounds := 6
-	for round := range rounds {
+// stress is a node on which everything happens at once: wakes, heartbeats, hang-ups,
+// connections that fill up, evictions, replays, and the stop. The race detector watches that
+// no subscription is run by two goroutines.
+type stress struct {
+	rounds, clients int
+	lasts           time.Duration // of a round
+
+	// serve makes the events that are there before, and serves.
+	serve func(e *env, rng *rand.Rand)
+	// client is the life of one connection. Every client has one after the other.
+	client func(e *env, rng *rand.Rand)
+	// produce appends some events, for the nth time.
+	produce func(e *env, rng *rand.Rand, n int)
+}
+
+func (s stress) run(t *testing.T) {
+	t.Helper()
+	for round := range s.rounds {
 		cfg := testConfig()
 		cfg.KeepAlive = 64 * time.Millisecond
 		cfg.WriteTimeout = 200 * time.Millisecond
@@ -182,46 +193,25 @@ func TestSubscriptionsUnderStress(t *testing.T) {
 		cfg.MaxReplays = 3
 		cfg.Workers = 4
 		e := startEnv(t, cfg, 1)
-		rng := rand.New(rand.NewPCG(uint64(round), 3))
+		rng := rand.New(rand.NewPCG(uint64(round), 1<<32))
 		e.produce(bigEvents(0, 20)...)
-		e.produce(mixed(rng, 300)...)
-		e.history.setWatermark(100)
-		e.serve()
+		s.serve(e, rng)
 		ctx, stop := context.WithCancel(context.Background())
 		var wg sync.WaitGroup
-		var served atomic.Int64
-		for i := range 24 {
+		for i := range s.clients {
 			wg.Go(func() {
 				rng := rand.New(rand.NewPCG(uint64(round), uint64(i)))
 				for ctx.Err() == nil {
-					query := []string{"", "?from=start", "?from=start&on_slow=replay", "?close=end&type=a", "?notices=1&from=start"}[rng.IntN(5)]
-					c, err := e.dial(streamPath+query, "reader")
-					if err != nil {
-						continue
-					}
-					_ = c.nc.(*net.TCPConn).SetReadBuffer(4096)
-					if rng.IntN(2) == 0 {
-						_ = c.nc.(*net.TCPConn).SetLinger(0)
-					}
-					_ = c.nc.SetReadDeadline(time.Now().Add(time.Duration(rng.IntN(300)) * time.Millisecond))
-					for range rng.IntN(400) {
-						if _, err := c.next(); err != nil {
-							break
-						}
-						served.Add(1)
-					}
-					c.close()
+					s.client(e, rng)
 				}
 			})
 		}
-		produced := 0
-		for began := time.Now(); time.Since(began) < 1200*time.Millisecond; produced++ {
-			e.produce(bigEvents(produced, 1)...)
-			e.produce(mixed(rng, 10)...)
+		for n, began := 0, time.Now(); time.Since(began) < s.lasts; n++ {
+			s.produce(e, rng, n)
 			e.history.setWatermark(rng.Int64N(e.end("s")))
 		}
 		if round%2 == 0 {
-			e.closeHub() // under the listeners' feet
+			e.closeHub() // under the clients' feet
 		}
 		stop()
 		wg.Wait()
@@ -229,6 +219,42 @@ func TestSubscriptionsUnderStress(t *testing.T) {
 		if n := e.streams(); n != 0 {
 			t.Errorf("round %d: %d streams after Close", round, n)
 		}
-		t.Logf("round %d: %d frames read", round, served.Load())
 	}
+}
+
+func TestSubscriptionsUnderStress(t *testing.T) {
+	checkGoroutines(t)
+	var served atomic.Int64
+	stress{
+		rounds: 6, clients: 24, lasts: 1200 * time.Millisecond,
+		serve: func(e *env, rng *rand.Rand) {
+			e.produce(mixed(rng, 300)...)
+			e.history.setWatermark(100)
+			e.serve()
+		},
+		client: func(e *env, rng *rand.Rand) {
+			query := []string{"", "?from=start", "?from=start&on_slow=replay", "?close=end&type=a", "?notices=1&from=start"}[rng.IntN(5)]
+			c, err := e.dial(streamPath+query, "reader")
+			if err != nil {
+				return
+			}
+			defer c.close()
+			_ = c.nc.(*net.TCPConn).SetReadBuffer(4096)
+			if rng.IntN(2) == 0 {
+				_ = c.nc.(*net.TCPConn).SetLinger(0)
+			}
+			_ = c.nc.SetReadDeadline(time.Now().Add(time.Duration(rng.IntN(300)) * time.Millisecond))
+			for range rng.IntN(400) {
+				if _, err := c.next(); err != nil {
+					return
+				}
+				served.Add(1)
+			}
+		},
+		produce: func(e *env, rng *rand.Rand, n int) {
+			e.produce(bigEvents(n, 1)...)
+			e.produce(mixed(rng, 10)...)
+		},
+	}.run(t)
+	t.Logf("%d frames read", served.Load())
 }

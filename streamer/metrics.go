@@ -63,6 +63,8 @@ func (m *Metrics) ended(v *View, reason error) {
 		label = "shutdown"
 	case errors.Is(reason, errSessionEnded):
 		label = "session_ended"
+	case errors.Is(reason, errSessionErased):
+		label = "session_erased"
 	case errors.Is(reason, errTapeFailed):
 		label = "tape"
 	case errors.Is(reason, errHistoryAway):

@@ -82,7 +82,7 @@ func listenTo(path string, scope schema.Scope, query string) listening {
 	if err != nil {
 		panic(err)
 	}
-	f, err := schema.ParseFilter(q)
+	f, err := schema.ParseFilter(q, schema.TypeTable{})
 	if err != nil {
 		panic(err)
 	}

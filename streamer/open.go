@@ -54,11 +54,12 @@ func (h *Hub) open(c *fiber.Ctx, v *View) (o opening, done bool, err error) {
 	defer cancel()
 	waiting, stop := context.WithTimeoutCause(ctx, openingWait, errOverloaded)
 	defer stop()
-	if err := h.openings.take(waiting, nil, nil); err != nil {
+	if err := h.openings.take(waiting, who.Workspace, nil, nil); err != nil {
 		return o, false, httpapi.Errorf(http.StatusServiceUnavailable, "overloaded",
 			"Too many streams are being opened on this node.").WithRetryAfter(spreadReturn())
 	}
-	defer h.openings.give()
+	defer h.openings.give(who.Workspace)
+	o.erased = h.erasedBelow(o.req.Scope)
 	p, err := h.resolve(ctx, who, &o.req, begin)
 	if err != nil {
 		return o, false, err
@@ -195,14 +196,12 @@ func (h *Hub) nothingLeft(ctx context.Context, req *Request, at place, state sch
 	}
 	ctx, cancel := context.WithTimeout(ctx, lookAheadTimeout)
 	defer cancel()
-	if h.reads.take(ctx, nil, nil) != nil {
+	if h.reads.take(ctx, req.Scope.Workspace, nil, nil) != nil {
 		return false
 	}
-	defer h.reads.give()
-	s := source{
-		hub: h, scope: req.Scope, filter: &req.Filter, unhurried: true,
-		kafka: h.past.reader(req.Scope, at.tape.Partition(), at.tape),
-	}
+	defer h.reads.give(req.Scope.Workspace)
+	s := newSource(h, req, at.tape)
+	s.unhurried = true
 	pos := at.from
 	for range maxLookAhead {
 		c, err := s.read(ctx, at.tape, pos, 1)
@@ -274,8 +273,8 @@ func (v *View) takesParam(name string) bool {
 
 func (h *Hub) parseOptions(req *Request, q url.Values) error {
 	var err error
-	if req.Filter, err = schema.ParseFilter(q); err != nil {
-		return badParam(err)
+	if req.Filter, err = h.parseFilter(q, req.Scope.Workspace); err != nil {
+		return httpapi.BadParam(err)
 	}
 	if types := req.View.Types; types != nil {
 		req.Filter.Only(types...)
@@ -316,6 +315,15 @@ func (h *Hub) parseOptions(req *Request, q url.Values) error {
 		req.Heartbeat, err = parseHeartbeat(q)
 	}
 	return err
+}
+
+// parseFilter reads a filter; codes stand for what they do in the workspace now.
+func (h *Hub) parseFilter(q url.Values, workspace string) (schema.Filter, error) {
+	var types schema.TypeTable
+	if h.types != nil {
+		types = h.types(workspace)
+	}
+	return schema.ParseFilter(q, types)
 }
 
 // Bounds of speed.
@@ -383,6 +391,5 @@ const (
 // newID returns the id of a new stream: idPrefix, the node's, and its own. That is random: a
 // number would tell every workspace how many streams the others open.
 func (h *Hub) newID() string {
-	h.opened.Add(1)
 	return idPrefix + h.node + strings.ToLower(rand.Text()[:ownIDLen])
 }

@@ -1,78 +1,17 @@
 package streamer
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
 	"io"
-	"log/slog"
-	"net"
 	"net/http"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-
 	"github.com/playhead-dev/playhead/internal/control"
-	"github.com/playhead-dev/playhead/internal/httpapi"
 	"github.com/playhead-dev/playhead/schema"
-	"github.com/playhead-dev/playhead/streamer/tape"
 )
-
-// serveWith is serve for tests with keys and parts of their own. Several nodes may be made
-// over one broker by beside.
-func (e *env) serveWith(keys httpapi.Authenticator, change func(*Deps)) *env {
-	e.t.Helper()
-	opts, err := e.kafkaCfg.Options()
-	if err != nil {
-		e.t.Fatal(err)
-	}
-	past := &Past{History: e.history, Log: e.log, Epoch: 1, Placement: e.place, Rule: e.cfg.Tape.Rule()}
-	e.tapes, err = tape.Start(e.cfg.Tape, tape.Deps{
-		Kafka: opts, Log: e.log, Past: past, Epoch: 1, Partitions: e.placement.Partitions, Placement: e.place,
-		Metrics: tape.NewMetrics(prometheus.NewRegistry()), Logger: slog.New(slog.DiscardHandler),
-	})
-	if err != nil {
-		e.t.Fatal(err)
-	}
-	e.t.Cleanup(e.tapes.Close)
-	deps := Deps{Tapes: e.tapes, Past: past, Metrics: NewMetrics(prometheus.NewRegistry()), Logger: slog.New(slog.DiscardHandler)}
-	if change != nil {
-		change(&deps)
-	}
-	if e.hub, err = StartHub(e.cfg, deps); err != nil {
-		e.t.Fatal(err)
-	}
-	e.app = httpapi.NewApp(httpapi.DefaultConfig(), slog.New(slog.DiscardHandler))
-	e.app.Use(httpapi.Authenticate(keys, TokenRule()))
-	e.hub.Routes(e.app)
-	ln, err := new(net.ListenConfig).Listen(context.Background(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		e.t.Fatal(err)
-	}
-	e.addr = ln.Addr().String()
-	served := make(chan error, 1)
-	go func() { served <- e.app.Listener(ln) }()
-	e.t.Cleanup(func() {
-		e.closeHub()
-		if err := e.app.ShutdownWithTimeout(testDeadline); err != nil {
-			e.t.Errorf("shutdown: %v", err)
-		}
-		if err := <-served; err != nil {
-			e.t.Errorf("serve: %v", err)
-		}
-	})
-	return e
-}
-
-// beside returns an environment of a further node over the same log, not yet served.
-func (e *env) beside() *env {
-	return &env{
-		t: e.t, cfg: e.cfg, broker: e.broker, kafkaCfg: e.kafkaCfg, placement: e.placement, log: e.log,
-		producer: e.producer, history: e.history,
-	}
-}
 
 // ofKind returns the record that makes a session of a kind.
 func ofKind(session, kind string) *schema.Event {
@@ -514,7 +453,7 @@ func TestAStormOfOpeningsIsSpread(t *testing.T) {
 	e := startEnv(t, cfg, 1)
 	e.produce(newEvent("s", "a", ""))
 	e.serve()
-	if err := e.hub.openings.take(t.Context(), nil, nil); err != nil { // an opening that hangs
+	if err := e.hub.openings.take(t.Context(), "w", nil, nil); err != nil { // an opening that hangs
 		t.Fatal(err)
 	}
 	const n = 24
@@ -538,7 +477,7 @@ func TestAStormOfOpeningsIsSpread(t *testing.T) {
 	for range n {
 		seen[<-retries]++
 	}
-	e.hub.openings.give()
+	e.hub.openings.give("w")
 	for after := range seen {
 		if len(after) != 1 || after < "1" || after > "5" {
 			t.Errorf("Retry-After: %q, want 1 to 5", after)

@@ -242,7 +242,7 @@ func TestPacedReplayKeepsTheSessionsPauses(t *testing.T) {
 				live[0].ID.Offset, live[0].ID.Epoch = 5, 1
 				b.tapes[0].Put(time.Now().UnixMilli(), live...)
 				b.want("0@0s 1@500ms 2@750ms 3@1m0.75s 4@1m0.8s 5@1m1s")
-				if len(b.hub.replays.free) != 1 || len(b.hub.reads.free) != 1 {
+				if b.hub.replays.idle() != 1 || b.hub.reads.idle() != 1 {
 					t.Error("a stream that is live holds a slot")
 				}
 				b.stop()
@@ -336,7 +336,7 @@ func TestPacedReplayHoldsLittle(t *testing.T) {
 			if ahead := b.history.emitted.Load() - sent; ahead > 2*unhurriedBytes/size+2 {
 				t.Errorf("%d events of 1 KB are read ahead", ahead)
 			}
-			if len(b.hub.replays.free) != 1 || len(b.hub.reads.free) != 1 {
+			if b.hub.replays.idle() != 1 || b.hub.reads.idle() != 1 {
 				t.Error("a replay that waits for the time of an event holds a slot")
 			}
 		}

@@ -40,6 +40,8 @@ type Past struct {
 	Epoch     uint8
 	Placement func(workspace string) schema.Placement
 	Rule      schema.DedupeRule
+	// Erased says which events are left out; nil: none. History leaves them out by itself.
+	Erased schema.ErasedBelow
 	// ShortGap is how many offsets below the tape streams of several sessions read from Kafka,
 	// if that still has them, rather than from ClickHouse.
 	ShortGap int64
@@ -53,6 +55,12 @@ func (p *Past) SessionBase(ctx context.Context, workspace, session string, to sc
 	watermark := min(p.History.Watermark(to.Partition), to.Offset)
 	cut := to
 	cut.Offset = watermark
+	// A session whose materialised part is erased begins behind that, whether or not
+	// ClickHouse can be asked.
+	erased := p.Erased.Of(workspace, session)
+	if !erased.IsZero() && !erased.Precedes(cut) {
+		return p.foldRest(ctx, workspace, session, erased.Offset, to, schema.NewSession())
+	}
 	base, err := p.History.SessionBase(ctx, workspace, session, cut)
 	if err != nil {
 		if ctx.Err() != nil {
@@ -64,16 +72,21 @@ func (p *Past) SessionBase(ctx context.Context, workspace, session string, to sc
 		}
 		base, watermark = schema.NewSession(), 0
 	}
-	if watermark < to.Offset {
+	return p.foldRest(ctx, workspace, session, watermark, to, base)
+}
+
+// foldRest folds what Kafka has of a session in [from, to) behind base.
+func (p *Past) foldRest(ctx context.Context, workspace, session string, from int64, to schema.Position, base schema.Session) (schema.Session, error) {
+	if from < to.Offset {
 		// What retention took away before it was materialised is in nobody's state.
 		start, _, err := p.Log.Bounds(ctx, to.Partition)
 		if err != nil {
 			return schema.Session{}, fmt.Errorf("session base: %w", err)
 		}
-		watermark = max(watermark, start)
+		from = max(from, start)
 	}
 	rest := schema.NewSession()
-	if _, err := p.reader(schema.Scope{Workspace: workspace, Session: session}, to.Partition, nil).Read(ctx, watermark, to.Offset, func(e *schema.Event) error {
+	if _, err := p.reader(schema.Scope{Workspace: workspace, Session: session}, to.Partition, nil).Read(ctx, from, to.Offset, func(e *schema.Event) error {
 		rest.Apply(e)
 		return nil
 	}); err != nil {
@@ -89,6 +102,6 @@ const maxColdFold = 200_000
 // reader reads a scope's records from Kafka. judge may be nil.
 func (p *Past) reader(scope schema.Scope, partition uint16, judge sessionlog.Judge) *sessionlog.Reader {
 	return &sessionlog.Reader{
-		Log: p.Log, Rule: p.Rule, Judge: judge, Scope: scope, Epoch: p.Epoch, Partition: partition,
+		Log: p.Log, Rule: p.Rule, Judge: judge, Erased: p.Erased, Scope: scope, Epoch: p.Epoch, Partition: partition,
 	}
 }

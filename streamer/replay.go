@@ -75,13 +75,9 @@ type fetched struct {
 
 func newReplay(s *subscription, nudge <-chan struct{}) *replay {
 	r := &replay{sub: s, nudge: nudge, bytes: s.hub.cfg.ReplayBytes, counts: make(map[string]int)}
-	past := s.hub.past
 	for i := range s.legs {
 		l := &s.legs[i]
-		r.readers = append(r.readers, &reader{leg: l, source: source{
-			hub: s.hub, scope: s.req.Scope, filter: &s.req.Filter,
-			kafka: past.reader(s.req.Scope, l.tape.Partition(), l.tape),
-		}})
+		r.readers = append(r.readers, &reader{leg: l, source: newSource(s.hub, &s.req, l.tape)})
 	}
 	return r
 }
@@ -190,6 +186,9 @@ func (rd *reader) event() *schema.Event { return rd.chunk.events[rd.sent] }
 func (r *replay) fill(rd *reader) (bool, error) {
 	for {
 		if rd.sent < len(rd.chunk.events) {
+			if rd.skipErased(r.sub.hub.past.Erased) {
+				continue
+			}
 			return true, nil
 		}
 		if rd.leg.seat != nil || rd.ahead == nil && time.Now().Before(rd.quiet) {
@@ -286,11 +285,12 @@ func (r *replay) fetch(rd *reader, pos schema.Position) {
 		bytes = min(bytes, unhurriedBytes) // it is held for long, and without a slot
 	}
 	bytes /= len(r.readers)
+	workspace := r.sub.req.Scope.Workspace
 	h.wg.Go(func() { // ended by drop, which waits for its answer
 		var f fetched
-		if f.err = h.reads.take(ctx, nil, nil); f.err == nil {
+		if f.err = h.reads.take(ctx, workspace, nil, nil); f.err == nil {
 			f.chunk, f.err = rd.source.read(ctx, t, pos, bytes)
-			h.reads.give()
+			h.reads.give(workspace)
 		}
 		ahead <- f
 	})
@@ -302,8 +302,10 @@ const unhurriedBytes = 256 << 10
 // await waits for the chunk that is being read, doing errands meanwhile.
 func (r *replay) await(rd *reader) (chunk, error) {
 	moves := r.moves
-	if err := r.flushBefore(rd.ahead); err != nil || r.moves != moves {
-		return chunk{}, err
+	if len(rd.ahead) == 0 { // there will be a wait: what is ready goes first
+		if err := r.flush(); err != nil || r.moves != moves {
+			return chunk{}, err
+		}
 	}
 	for {
 		select {
@@ -324,14 +326,6 @@ func (r *replay) await(rd *reader) (chunk, error) {
 	}
 }
 
-// flushBefore sends what is ready before a wait, if there will be one.
-func (r *replay) flushBefore(ahead <-chan fetched) error {
-	if len(ahead) > 0 {
-		return nil
-	}
-	return r.flush()
-}
-
 // reopen gets a tape in place of one whose reader has given up.
 func (r *replay) reopen(rd *reader) error {
 	if err := r.flush(); err != nil {
@@ -344,7 +338,7 @@ func (r *replay) reopen(rd *reader) error {
 		return fmt.Errorf("%w: %w", errTapeFailed, err)
 	}
 	rd.leg.tape = t
-	rd.source.kafka = r.sub.hub.past.reader(r.sub.req.Scope, t.Partition(), t)
+	rd.source = newSource(r.sub.hub, &r.sub.req, t)
 	return nil
 }
 
@@ -387,14 +381,7 @@ func (r *replay) send(rd *reader) error {
 	r.frame = f.Bytes
 	r.buf = s.wire.event(r.buf, f, e, r.tail)
 	r.counts[rd.chunk.source]++
-	rd.sent++
-	if rd.sent < len(rd.chunk.events) {
-		rd.leg.pos = e.ID.Position
-		rd.leg.pos.Offset++
-	} else {
-		rd.leg.pos = rd.chunk.next
-		rd.chunk.events = nil
-		rd.sent = 0
+	if rd.advance(); rd.chunk.events == nil {
 		r.bytes = min(2*r.bytes, s.hub.cfg.ReplayBytes)
 	}
 	if len(r.buf) < sendBytes {
@@ -478,7 +465,7 @@ func (r *replay) beginBurst() error {
 	if r.burst {
 		return nil
 	}
-	if err := r.sub.hub.bursts.take(r.sub.ctx, nil, nil); err != nil {
+	if err := r.sub.hub.bursts.take(r.sub.ctx, r.sub.req.Scope.Workspace, nil, nil); err != nil {
 		return err
 	}
 	r.burst = true
@@ -488,7 +475,7 @@ func (r *replay) beginBurst() error {
 func (r *replay) endBurst() {
 	if r.burst {
 		r.burst = false
-		r.sub.hub.bursts.give()
+		r.sub.hub.bursts.give(r.sub.req.Scope.Workspace)
 	}
 }
 
@@ -527,7 +514,7 @@ func (r *replay) takeSlot() error {
 	if err := r.flush(); err != nil {
 		return err
 	}
-	err := r.sub.hub.replays.take(r.sub.ctx, r.nudge, func() error {
+	err := r.sub.hub.replays.take(r.sub.ctx, r.sub.req.Scope.Workspace, r.nudge, func() error {
 		if err := r.errands(); err != nil {
 			return err
 		}
@@ -540,7 +527,7 @@ func (r *replay) takeSlot() error {
 func (r *replay) releaseSlot() {
 	if r.slot {
 		r.slot = false
-		r.sub.hub.replays.give()
+		r.sub.hub.replays.give(r.sub.req.Scope.Workspace)
 	}
 }
 

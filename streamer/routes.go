@@ -1,7 +1,6 @@
 package streamer
 
 import (
-	"errors"
 	"net"
 	"net/http"
 	"strings"
@@ -12,7 +11,6 @@ import (
 
 	"github.com/playhead-dev/playhead/internal/control"
 	"github.com/playhead-dev/playhead/internal/httpapi"
-	"github.com/playhead-dev/playhead/schema"
 )
 
 // Routes adds the streams' paths to app, which must authenticate before them.
@@ -139,12 +137,4 @@ func (h *Hub) takeOver(o *opening) *takeOver {
 func (t *takeOver) take() bool {
 	t.timer.Stop()
 	return !t.done.Swap(true)
-}
-
-// badParam turns what is wrong with a parameter into an answer.
-func badParam(err error) error {
-	if p, ok := errors.AsType[*schema.ParamError](err); ok {
-		return httpapi.InvalidParameter(p.Param, "Parameter %s %s.", p.Param, p.Why)
-	}
-	return err
 }

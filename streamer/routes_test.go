@@ -136,7 +136,7 @@ func mustFilter(t *testing.T, query string) schema.Filter {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f, err := schema.ParseFilter(req.URL.Query())
+	f, err := schema.ParseFilter(req.URL.Query(), schema.TypeTable{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,6 +1,8 @@
 package streamer
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net"
@@ -36,7 +38,7 @@ func TestStuckClientGivesUpItsSlot(t *testing.T) {
 	e := stored(t, 20_000, 1)
 	stuck := e.stuck("?from=start")
 	eventually(t, "the stuck client's replay waits for it", func() bool {
-		return len(e.hub.replays.free) == 0 && e.history.reads.Load() > 0
+		return e.hub.replays.idle() == 0 && e.history.reads.Load() > 0
 	})
 	began := time.Now()
 	for range 3 {
@@ -213,9 +215,103 @@ func TestReplaysWithoutRoom(t *testing.T) {
 			close(stop)
 			movers.Wait()
 			eventually(t, "all slots are free", func() bool {
-				return len(e.hub.replays.free) == slots && len(e.hub.reads.free) == 1 && e.streams() == 0
+				return e.hub.replays.idle() == slots && e.hub.reads.idle() == 1 && e.streams() == 0
 			})
 			t.Logf("%d replays came to their end, %d were cut", whole.Load(), cut.Load())
 		})
 	}
 }
+
+// Of several workspaces that want slots none waits for another's queue.
+func TestSlotsAreSharedBetweenWorkspaces(t *testing.T) {
+	s := newSlots(2)
+	type grant struct {
+		workspace string
+		n         int
+	}
+	granted := make(chan grant, 100)
+	want := func(workspace string, n int) {
+		for i := range n {
+			ch := s.queue(workspace)
+			if ch == nil {
+				t.Fatalf("%s has a slot, want none free", workspace)
+			}
+			go func() { // ends when its slot is granted, as all are
+				<-ch
+				granted <- grant{workspace, i}
+			}()
+		}
+	}
+	for range 2 {
+		if s.queue("big") != nil {
+			t.Fatal("no slot, want two free")
+		}
+	}
+	want("big", 5)
+	want("small", 2)
+	want("other", 1)
+	counts := make(map[string]int)
+	next := func(of string) string {
+		s.give(of)
+		g := <-granted
+		counts[g.workspace]++
+		return g.workspace
+	}
+	for i, step := range []struct{ gives, gets string }{
+		{"big", "small"},   // big still holds one; of the two with none, small came first
+		{"big", "big"},     // big has none now, and waits longest
+		{"small", "other"}, // small had its turn
+		{"other", "small"},
+	} {
+		if got := next(step.gives); got != step.gets {
+			t.Errorf("slot %d goes to %s, want %s", i, got, step.gets)
+		}
+	}
+	for _, of := range []string{"small", "big", "big", "big"} {
+		if got := next(of); got != "big" {
+			t.Errorf("a slot goes to %s, want big, which alone waits", got)
+		}
+	}
+	s.give("big")
+	s.give("big")
+	if s.idle() != 2 || s.contended() || len(s.held) != 0 || len(s.queues) != 0 {
+		t.Errorf("at the end: %d idle, %v held, %d queues, want 2 idle and nothing else", s.idle(), s.held, len(s.queues))
+	}
+}
+
+// Who stops waiting leaves nothing behind, also when the slot came in the same moment.
+func TestSlotsForgetWhoLeaves(t *testing.T) {
+	s := newSlots(1)
+	var wg sync.WaitGroup
+	for i := range 8 {
+		wg.Go(func() {
+			rng := rand.New(rand.NewPCG(uint64(i), 31))
+			for range 500 {
+				ctx, cancel := context.WithCancel(t.Context())
+				wake := make(chan struct{}, 1)
+				if rng.IntN(2) == 0 {
+					wg.Go(cancel)
+				} else {
+					wake <- struct{}{}
+				}
+				workspace := fmt.Sprint("w", rng.IntN(3))
+				err := s.take(ctx, workspace, wake, func() error {
+					if rng.IntN(2) == 0 {
+						return errStop
+					}
+					return nil
+				})
+				if err == nil {
+					s.give(workspace)
+				}
+				cancel()
+			}
+		})
+	}
+	wg.Wait()
+	if s.idle() != 1 || s.contended() || len(s.held) != 0 || len(s.queues) != 0 {
+		t.Errorf("at the end: %d idle, %v held, %d queues, want 1 idle and nothing else", s.idle(), s.held, len(s.queues))
+	}
+}
+
+var errStop = errors.New("stop")

@@ -1,7 +1,6 @@
 package streamer
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"errors"
@@ -17,10 +16,11 @@ import (
 	"github.com/playhead-dev/playhead/schema"
 )
 
-// stuck opens a stream whose client has a small buffer and does not read yet.
-func (e *env) stuck(query string) *client {
+// stuckAt sends a request on a connection with a small buffer, and reads no more than the
+// head of the answer.
+func (e *env) stuckAt(path string, headers ...string) *client {
 	e.t.Helper()
-	d := net.Dialer{Control: func(_, _ string, raw syscall.RawConn) error {
+	d := net.Dialer{Timeout: testDeadline, Control: func(_, _ string, raw syscall.RawConn) error {
 		var err error
 		return errors.Join(raw.Control(func(fd uintptr) {
 			err = syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_RCVBUF, 4096)
@@ -31,21 +31,19 @@ func (e *env) stuck(query string) *client {
 		e.t.Fatal(err)
 	}
 	e.t.Cleanup(func() { _ = nc.Close() })
-	_ = nc.SetDeadline(time.Now().Add(2 * testDeadline))
-	if _, err := fmt.Fprintf(nc, "GET %s%s HTTP/1.1\r\nHost: test\r\nx-api-key: reader\r\n\r\n", streamPath, query); err != nil {
+	c, err := e.ask(nc, path, "reader", headers...)
+	if err != nil {
 		e.t.Fatal(err)
 	}
-	c := &client{t: e.t, nc: nc, br: bufio.NewReaderSize(nc, 128<<10)}
-	head := []byte{}
-	for !bytes.HasSuffix(head, []byte("\r\n\r\n")) {
-		b, err := c.br.ReadByte()
-		if err != nil {
-			e.t.Fatal(err)
-		}
-		head = append(head, b)
-	}
-	if !bytes.HasPrefix(head, []byte("HTTP/1.1 200 ")) {
-		e.t.Fatalf("stream is answered %s", head)
+	return c
+}
+
+// stuck opens a stream of session s at which nobody reads yet.
+func (e *env) stuck(query string) *client {
+	e.t.Helper()
+	c := e.stuckAt(streamPath + query)
+	if c.status != 200 {
+		e.t.Fatalf("stream %s is answered %d %s", query, c.status, c.body())
 	}
 	return c
 }

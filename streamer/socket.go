@@ -33,6 +33,7 @@ const (
 	closeStopping     = 4003 // the node is stopping: come back after the time in the reason
 	closeHistoryAway  = 4004 // history cannot be read: come back after the time in the reason
 	closeLogAway      = 4005 // the log cannot be read: come back after the time in the reason
+	closeErased       = 4006 // the session was erased: there is nothing to come back for
 )
 
 // maxCloseReason is the longest reason of a close frame (RFC 6455, 5.5).
@@ -68,6 +69,8 @@ func closing(reason error) (code int, text string) {
 		return closeInternal, ""
 	case f.code == codeAuth:
 		return closeKeyEnded, f.message
+	case f.code == codeErased:
+		return closeErased, f.message
 	case errors.Is(reason, errHistoryAway):
 		code = closeHistoryAway
 	default:

@@ -255,9 +255,9 @@ func (h *Hub) reposition(ctx context.Context, who control.Principal, req Request
 	if err != nil {
 		return cmd, err
 	}
-	filter, err := schema.ParseFilter(q)
+	filter, err := h.parseFilter(q, req.Scope.Workspace)
 	if err != nil {
-		return cmd, badParam(err)
+		return cmd, httpapi.BadParam(err)
 	}
 	if o.op == opSeek {
 		from, since := filter.FromTMs, filter.SinceMs
@@ -309,10 +309,10 @@ func (o *order) begin(q url.Values, f *schema.Filter) (b begin, somewhere bool, 
 func (h *Hub) lookUp(ctx context.Context, who control.Principal, req Request, b begin) ([]schema.Position, error) {
 	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
 	defer cancel()
-	if err := h.openings.take(ctx, nil, nil); err != nil {
+	if err := h.openings.take(ctx, who.Workspace, nil, nil); err != nil {
 		return nil, httpapi.Errorf(503, "overloaded", "Too many streams are being opened on this node.").WithRetryAfter(spreadReturn()).WithCause(err)
 	}
-	defer h.openings.give()
+	defer h.openings.give(who.Workspace)
 	r, err := h.resolve(ctx, who, &req, b)
 	if err != nil {
 		return nil, err

@@ -1,54 +1,17 @@
 package streamer
 
 import (
-	"bufio"
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
-	"net/textproto"
-	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 )
-
-// stuckAt sends a request on a connection with a small buffer, and reads the answer's head.
-func (e *env) stuckAt(path, headers string) *client {
-	e.t.Helper()
-	d := net.Dialer{Control: func(_, _ string, raw syscall.RawConn) error {
-		var err error
-		return errors.Join(raw.Control(func(fd uintptr) {
-			err = syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_RCVBUF, 4096)
-		}), err)
-	}}
-	nc, err := d.DialContext(context.Background(), "tcp", e.addr)
-	if err != nil {
-		e.t.Fatal(err)
-	}
-	e.t.Cleanup(func() { _ = nc.Close() })
-	_ = nc.SetDeadline(time.Now().Add(2 * testDeadline))
-	if _, err := fmt.Fprintf(nc, "GET %s HTTP/1.1\r\nHost: test\r\nx-api-key: reader\r\n%s\r\n\r\n", path, headers); err != nil {
-		e.t.Fatal(err)
-	}
-	c := &client{t: e.t, nc: nc, br: bufio.NewReaderSize(nc, 128<<10)}
-	tp := textproto.NewReader(c.br)
-	line, err := tp.ReadLine()
-	if err == nil {
-		_, err = fmt.Sscanf(line, "HTTP/1.1 %d", &c.status)
-	}
-	if err == nil {
-		c.header, err = tp.ReadMIMEHeader()
-	}
-	if err != nil {
-		e.t.Fatal(err)
-	}
-	return c
-}
 
 // nextMessage reads the next text message of a raw socket.
 func (c *client) nextMessage() (message, error) {
@@ -203,97 +166,78 @@ func TestProtocolErrorsAreNotWrittenIntoFrames(t *testing.T) {
 	}
 }
 
-// Everything that can happen to a socket at once, for the race detector: commands, bad
-// frames, resets, sockets that fill up, heartbeats, cancellation, and the stop.
+// Of sockets beside: commands, bad frames, cancellation.
 func TestSocketsUnderStress(t *testing.T) {
 	checkGoroutines(t)
-	for round := range 3 {
-		cfg := testConfig()
-		cfg.KeepAlive = 64 * time.Millisecond
-		cfg.WriteTimeout = 200 * time.Millisecond
-		cfg.Tape.MaxBytes = 200 << 10
-		cfg.MaxReplays = 3
-		cfg.Workers = 4
-		e := startEnv(t, cfg, 1)
-		rng := rand.New(rand.NewPCG(uint64(round), 11))
-		e.produce(bigEvents(0, 20)...)
-		e.produce(numbered("s", 0, 300)...)
-		e.history.setWatermark(100)
-		appender := &fakeAppender{e: e}
-		e.serveWith(socketKeys, func(d *Deps) { d.Appender = appender })
-		ctx, stop := context.WithCancel(context.Background())
-		var wg sync.WaitGroup
-		var read, acked atomic.Int64
-		for i := range 16 {
-			wg.Go(func() {
-				rng := rand.New(rand.NewPCG(uint64(round), uint64(i)))
-				for ctx.Err() == nil {
-					query := []string{"", "?from=start", "?from=start&on_slow=replay", "?type=a", "?notices=1&from=start&speed=50"}[rng.IntN(5)]
-					c, err := e.dial(socketPath+query, "talker", upgradeHeaders)
+	var appender *fakeAppender
+	var read, acked atomic.Int64
+	stress{
+		rounds: 3, clients: 16, lasts: 1500 * time.Millisecond,
+		serve: func(e *env, _ *rand.Rand) {
+			e.produce(numbered("s", 0, 300)...)
+			e.history.setWatermark(100)
+			appender = &fakeAppender{e: e}
+			e.serveWith(socketKeys, func(d *Deps) { d.Appender = appender })
+		},
+		client: func(e *env, rng *rand.Rand) {
+			query := []string{"", "?from=start", "?from=start&on_slow=replay", "?type=a", "?notices=1&from=start&speed=50"}[rng.IntN(5)]
+			c, err := e.dial(socketPath+query, "talker", upgradeHeaders)
+			if err != nil {
+				return
+			}
+			defer c.close()
+			if rng.IntN(2) == 0 {
+				_ = c.nc.(*net.TCPConn).SetReadBuffer(4096)
+				_ = c.nc.(*net.TCPConn).SetLinger(0)
+			}
+			_ = c.nc.SetDeadline(time.Now().Add(time.Duration(50+rng.IntN(400)) * time.Millisecond))
+			for range rng.IntN(60) {
+				e.talkAtRandom(c, rng)
+				for range rng.IntN(6) {
+					f, err := readFrame(c.br)
 					if err != nil {
-						continue
+						break
 					}
-					if rng.IntN(2) == 0 {
-						_ = c.nc.(*net.TCPConn).SetReadBuffer(4096)
-						_ = c.nc.(*net.TCPConn).SetLinger(0)
+					read.Add(1)
+					if f.opcode == opcodeText && len(f.payload) > 6 && string(f.payload[:6]) == `{"ack"` {
+						acked.Add(1)
 					}
-					_ = c.nc.SetDeadline(time.Now().Add(time.Duration(50+rng.IntN(400)) * time.Millisecond))
-					id := c.header.Get("X-Connection-Id")
-					for range rng.IntN(60) {
-						switch rng.IntN(12) {
-						case 0:
-							_, _ = c.nc.Write([]byte{byte(rng.Uint32()), byte(rng.Uint32()), 0, 0})
-						case 1:
-							_, _ = c.nc.Write(appendClientFrame(nil, rawFrame{true, opcodePing, []byte("x")}))
-						case 2:
-							_, _ = c.nc.Write(appendClientFrame(nil, rawFrame{true, opcodePong, nil}))
-						case 3:
-							if s := e.hub.find(id); s != nil && rng.IntN(4) == 0 {
-								s.end(&cancelledError{byServer: true, reason: "stress"})
-							}
-						case 4:
-							_, _ = c.nc.Write(text(`{"op":"append","event":{"type":"a","payload":1}}`))
-						default:
-							_, _ = c.nc.Write(text([]string{
-								`{"op":"seek","from":"start"}`, `{"op":"seek","from":"now"}`, `{"op":"pause"}`, `{"op":"resume"}`,
-								`{"op":"subscribe","type":"b","notices":1,"binary":1}`, `{"op":"speed","speed":100}`, `{"op":"speed","speed":null}`,
-								`{"op":"seek","from_t_ms":100}`, `{"op":"subscribe"}`, `{"op":"nonsense"}`,
-							}[rng.IntN(10)]))
-						}
-						for range rng.IntN(6) {
-							f, err := readFrame(c.br)
-							if err != nil {
-								break
-							}
-							read.Add(1)
-							if f.opcode == opcodeText && len(f.payload) > 6 && string(f.payload[:6]) == `{"ack"` {
-								acked.Add(1)
-							}
-						}
-					}
-					if rng.IntN(3) == 0 {
-						_, _ = c.nc.Write(appendClientFrame(nil, rawFrame{true, opcodeClose, []byte{3, 232}}))
-					}
-					c.close()
 				}
-			})
-		}
-		for began := time.Now(); time.Since(began) < 1500*time.Millisecond; {
+			}
+			if rng.IntN(3) == 0 {
+				_, _ = c.nc.Write(appendClientFrame(nil, rawFrame{true, opcodeClose, []byte{3, 232}}))
+			}
+		},
+		produce: func(e *env, _ *rand.Rand, _ int) {
 			appender.mu.Lock()
+			defer appender.mu.Unlock()
 			e.produce(bigEvents(0, 1)...)
 			e.produce(numbered("s", 0, 10)...)
-			appender.mu.Unlock()
-			e.history.setWatermark(rng.Int64N(e.end("s")))
+		},
+	}.run(t)
+	t.Logf("%d frames read, %d acks", read.Load(), acked.Load())
+}
+
+// talkAtRandom sends one thing of all that a client may send, or ends its stream.
+func (e *env) talkAtRandom(c *client, rng *rand.Rand) {
+	switch rng.IntN(12) {
+	case 0:
+		_, _ = c.nc.Write([]byte{byte(rng.Uint32()), byte(rng.Uint32()), 0, 0})
+	case 1:
+		_, _ = c.nc.Write(appendClientFrame(nil, rawFrame{true, opcodePing, []byte("x")}))
+	case 2:
+		_, _ = c.nc.Write(appendClientFrame(nil, rawFrame{true, opcodePong, nil}))
+	case 3:
+		if s := e.hub.find(c.header.Get("X-Connection-Id")); s != nil && rng.IntN(4) == 0 {
+			s.end(&cancelledError{byServer: true, reason: "stress"})
 		}
-		if round%2 == 0 {
-			e.closeHub() // under the clients' feet
-		}
-		stop()
-		wg.Wait()
-		e.closeHub()
-		if n := e.streams(); n != 0 {
-			t.Errorf("round %d: %d streams after Close", round, n)
-		}
-		t.Logf("round %d: %d frames read, %d acks", round, read.Load(), acked.Load())
+	case 4:
+		_, _ = c.nc.Write(text(`{"op":"append","event":{"type":"a","payload":1}}`))
+	default:
+		_, _ = c.nc.Write(text([]string{
+			`{"op":"seek","from":"start"}`, `{"op":"seek","from":"now"}`, `{"op":"pause"}`, `{"op":"resume"}`,
+			`{"op":"subscribe","type":"b","notices":1,"binary":1}`, `{"op":"speed","speed":100}`, `{"op":"speed","speed":null}`,
+			`{"op":"seek","from_t_ms":100}`, `{"op":"subscribe"}`, `{"op":"nonsense"}`,
+		}[rng.IntN(10)]))
 	}
 }

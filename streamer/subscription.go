@@ -10,11 +10,12 @@ import (
 
 // Why a subscription ended. The reasons count in metrics; how they are told is the wire's.
 var (
-	errHungUp       = errors.New("client hung up")
-	errShutdown     = errors.New("node is shutting down")
-	errSessionEnded = errors.New("session ended")
-	errTapeFailed   = errors.New("tape failed")
-	errKeyEnded     = errors.New("key was revoked or has expired")
+	errHungUp        = errors.New("client hung up")
+	errShutdown      = errors.New("node is shutting down")
+	errSessionEnded  = errors.New("session ended")
+	errSessionErased = errors.New("session was erased")
+	errTapeFailed    = errors.New("tape failed")
+	errKeyEnded      = errors.New("key was revoked or has expired")
 )
 
 // cancelledError ends a stream on somebody's order.
@@ -313,8 +314,8 @@ func (s *subscription) drain() {
 		if l.pos.Offset < evicted && !uncounted && !s.req.ReplayWhenSlow && s.rate == nil {
 			l.pos.Offset = evicted // skip; pump tells how much
 		}
-		l.fresh.Store(true)
 	}
+	s.refresh()
 	if uncounted || s.req.ReplayWhenSlow || s.rate != nil {
 		s.dropped.Store(0) // replay brings them
 	}

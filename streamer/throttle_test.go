@@ -11,7 +11,7 @@ import (
 func TestThrottle(t *testing.T) {
 	for _, perMinute := range []int{1, 7, 60, 1000, 100_000} {
 		synctest.Test(t, func(t *testing.T) {
-			th := newThrottle(perMinute, time.Now())
+			th := newThrottle(perMinute)
 			for i := range perMinute {
 				if wait, _ := th.take(time.Now()); wait != 0 {
 					t.Fatalf("%d a minute: event %d waits %v", perMinute, i, wait)
@@ -45,7 +45,7 @@ func TestThrottle(t *testing.T) {
 // Who has been quiet for a while and sends too much again is told again.
 func TestThrottleTellsOfEveryBacklog(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		th := newThrottle(10, time.Now())
+		th := newThrottle(10)
 		for backlog := range 3 {
 			told := 0
 			for range 15 {
@@ -66,7 +66,7 @@ func TestThrottleTellsOfEveryBacklog(t *testing.T) {
 // The clock of a throttle may stand still, and run back by a bit.
 func TestThrottleOfAClockThatRunsBack(t *testing.T) {
 	now := time.Unix(1000, 0)
-	th := newThrottle(2, now)
+	th := newThrottle(2)
 	for range 2 {
 		th.take(now)
 	}

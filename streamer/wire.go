@@ -37,6 +37,7 @@ type wire interface {
 const (
 	codeConnection  = "CONNECTION_ERROR"
 	codeAuth        = "AUTH_ERROR"
+	codeErased      = "SESSION_ERASED"
 	codeRateLimited = "RATE_LIMITED"
 	codeCancelled   = "CANCELLED"
 )

@@ -107,6 +107,9 @@ func runDev(ctx context.Context, args []string, env func(string) string, stdout,
 	if state.fresh {
 		state.WorkspaceID = workspaceToAdopt(n.control.Workspaces(), state.WorkspaceID)
 	}
+	if _, erased := n.control.Erasure(state.WorkspaceID, ""); erased { // its id is not used again
+		state.WorkspaceID = newDevWorkspaceID()
+	}
 	workspace := control.Workspace{ID: state.WorkspaceID, Name: devWorkspaceName, Plan: control.PlanPro, Limits: control.Unlimited()}
 	if limits == "default" {
 		workspace.Limits = control.DefaultLimits()
@@ -233,7 +236,7 @@ func loadDevState(path, key string) (*devState, error) {
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		s.fresh = true
-		s.WorkspaceID = "ws_" + strings.ToLower(rand.Text()[:16])
+		s.WorkspaceID = newDevWorkspaceID()
 	case err != nil:
 		return nil, fmt.Errorf("read the state of the last start: %w", err)
 	default:
@@ -250,6 +253,8 @@ func loadDevState(path, key string) (*devState, error) {
 	}
 	return s, s.save(path)
 }
+
+func newDevWorkspaceID() string { return "ws_" + strings.ToLower(rand.Text()[:16]) }
 
 // save writes the file so that a crash leaves the old one or the new one.
 func (s *devState) save(path string) error {

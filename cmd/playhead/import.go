@@ -15,6 +15,7 @@ import (
 
 	"github.com/mattn/go-isatty"
 
+	"github.com/playhead-dev/playhead/internal/httpapi"
 	"github.com/playhead-dev/playhead/internal/importer"
 )
 
@@ -110,6 +111,9 @@ func explainImport(err error) error {
 		return fmt.Errorf("%w; run the same command to resume", err)
 	}
 	if status, ok := errors.AsType[*importer.StatusError](err); ok {
+		if status.Param == httpapi.ParamLane {
+			return fmt.Errorf("%w; give --lane=live to a server that is older than this program", err)
+		}
 		switch status.Status {
 		case http.StatusUnauthorized:
 			return fmt.Errorf("%w; give a valid key by --key or PLAYHEAD_KEY", err)
@@ -136,7 +140,7 @@ type importOptions struct {
 func parseImport(args []string, env func(string) string, stderr io.Writer) (*importOptions, error) {
 	opts := &importOptions{cfg: importer.DefaultConfig()}
 	cfg := &opts.cfg
-	onError := "stop"
+	onError, lane := "stop", httpapi.LaneBackfill
 
 	fs := flag.NewFlagSet("playhead import", flag.ContinueOnError)
 	fs.SetOutput(stderr)
@@ -151,6 +155,7 @@ func parseImport(args []string, env func(string) string, stderr io.Writer) (*imp
 	fs.StringVar(&cfg.StateDir, "state-dir", defaultStateDir(), "`folder` for positions to resume from; \"\" keeps none")
 	fs.BoolVar(&cfg.Restart, "restart", false, "begin from the first line, whatever an interrupted import has sent")
 	fs.StringVar(&onError, "on-error", onError, "at a line that cannot be imported: `stop`, or skip it and go on")
+	fs.StringVar(&lane, "lane", lane, "backfill, which has a quota of its own and makes way for live appends, or `live`")
 	fs.IntVar(&cfg.Lanes, "lanes", cfg.Lanes, "requests in flight; one session's events never overtake each other")
 	fs.IntVar(&cfg.BatchEvents, "batch-events", cfg.BatchEvents, "events a request, at most")
 	fs.IntVar(&cfg.BatchBytes, "batch-bytes", cfg.BatchBytes, "bytes a request before compression, at most")
@@ -171,6 +176,10 @@ func parseImport(args []string, env func(string) string, stderr io.Writer) (*imp
 		return complain("--on-error is %q; want stop or skip", onError)
 	}
 	cfg.SkipErrors = onError == "skip"
+	if lane != httpapi.LaneBackfill && lane != httpapi.LaneLive {
+		return complain("--lane is %q; want %s or %s", lane, httpapi.LaneBackfill, httpapi.LaneLive)
+	}
+	cfg.Live = lane == httpapi.LaneLive
 	if len(opts.files) == 0 {
 		return complain("no file given; playhead import -h has the usage")
 	}

@@ -23,6 +23,7 @@ type importServer struct {
 	mu     sync.Mutex
 	keys   []string
 	events int
+	lane   string // of the last request
 }
 
 func (s *importServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -32,6 +33,7 @@ func (s *importServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.lane = r.URL.Query().Get("lane")
 	s.keys = append(s.keys, strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer "))
 	if len(body) == 0 {
 		w.WriteHeader(http.StatusBadRequest)
@@ -124,6 +126,19 @@ func TestImportReportsOnStdout(t *testing.T) {
 	}
 }
 
+func TestImportTakesTheLaneOfBackfills(t *testing.T) {
+	server, url := startImportServer(t)
+	for flag, want := range map[string]string{"": "backfill", "--lane=backfill": "backfill", "--lane=live": ""} {
+		args := []string{"-", "--url", url, "--key", "k", "--state-dir", ""}
+		if flag != "" {
+			args = append(args, flag)
+		}
+		if _, told, err := importWith(t.Context(), nil, args...); err != nil || server.lane != want {
+			t.Errorf("%q: lane %q, error %v, told %q; want lane %q", flag, server.lane, err, told, want)
+		}
+	}
+}
+
 func TestImportUsage(t *testing.T) {
 	for _, c := range []struct {
 		args []string
@@ -132,6 +147,7 @@ func TestImportUsage(t *testing.T) {
 		{nil, "no file given"},
 		{[]string{"-", "-"}, "more than once"},
 		{[]string{"-", "--on-error=maybe"}, "want stop or skip"},
+		{[]string{"-", "--lane=fast"}, `--lane is "fast"; want backfill or live`},
 		{[]string{"-", "--no-such-flag"}, "no-such-flag"},
 		{[]string{"-", "--url", "ftp://x", "--key", "k"}, "url is"},
 		{[]string{"-", "--lanes=0", "--key", "k"}, "lanes is 0; want 1 to 64"},

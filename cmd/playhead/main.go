@@ -3,6 +3,8 @@
 //	playhead dev                 everything on this machine, in a data directory
 //	playhead serve               any set of roles against Kafka and ClickHouse
 //	playhead import FILE…        append a file of events through the public API
+//	playhead migrate             bring ClickHouse's tables to another version
+//	playhead rebuild             make rows of the history anew from Kafka
 //	playhead version
 //
 // Exit codes: 0 done; 1 failed; 2 wrong usage; 130 interrupted.
@@ -29,6 +31,8 @@ const usage = `usage: playhead <command> [flags]
   dev       run everything on this machine, in a data directory
   serve     run roles against Kafka and ClickHouse
   import    append a file of events (NDJSON) through the public API
+  migrate   bring the tables in ClickHouse to another version of the schema
+  rebuild   make rows of the history anew from Kafka
   version   print the version
 
 playhead <command> -h lists a command's flags.
@@ -73,6 +77,10 @@ func run(ctx context.Context, args []string, env func(string) string, stdin io.R
 		return runServe(ctx, rest, env, stderr)
 	case "import":
 		return runImport(ctx, rest, env, stdin, stdout, stderr)
+	case "migrate":
+		return runMigrate(ctx, rest, env, stdout, stderr)
+	case "rebuild":
+		return runRebuild(ctx, rest, env, stdout, stderr)
 	case "version", "-version", "--version":
 		fmt.Fprintln(stdout, "playhead", version)
 		return nil

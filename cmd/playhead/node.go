@@ -53,7 +53,8 @@ type node struct {
 	past     *streamer.Past
 	tapes    *tape.Tapes
 	presence *presence.Counter
-	appends  *ingest.API // nil without the role
+	appends  *ingest.API                  // nil without the role
+	hub      atomic.Pointer[streamer.Hub] // nil without the role
 	limiter  *httpapi.Limiter
 
 	app      *fiber.App
@@ -186,6 +187,8 @@ func (n *node) openClickHouse(ctx context.Context) error {
 	n.onStop("clickhouse", func(context.Context) error { return n.clickhouse.Close() })
 	n.queryMetrics = query.NewMetrics(n.reg)
 	n.history = query.NewHistory(n.clickhouse, n.cfg.Query, n.logger, n.queryMetrics)
+	n.history.Hide(n.control)
+	n.history.Hide(n.control)
 	if err := n.followWatermarks(); err != nil {
 		return err
 	}
@@ -222,11 +225,12 @@ func (n *node) openClickHouse(ctx context.Context) error {
 // migrateHeadStart is how long a start waits for ClickHouse before it goes on without.
 const migrateHeadStart = 5 * time.Second
 
-// migrate brings the tables up to date, however long ClickHouse is away.
+// migrate brings the tables up to date, however long ClickHouse is away. What no waiting
+// mends ends the node.
 func (n *node) migrate(ctx context.Context) error {
 	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
-		err := query.Migrate(ctx, n.clickhouse)
-		if err == nil || ctx.Err() != nil {
+		err := n.migrateOnce(ctx)
+		if err == nil || ctx.Err() != nil || errors.Is(err, query.ErrMigrationChanged) || errors.Is(err, query.ErrTableConfig) {
 			return err
 		}
 		n.logger.Warn("migrate clickhouse", "error", err, "retry_in", wait)
@@ -236,6 +240,19 @@ func (n *node) migrate(ctx context.Context) error {
 			return context.Cause(ctx)
 		}
 	}
+}
+
+// migrateOnce brings the tables to this binary's version, and to what is configured.
+func (n *node) migrateOnce(ctx context.Context) error {
+	conn, err := query.OpenMigrations(ctx, n.cfg.ClickHouse)
+	if err != nil {
+		return err
+	}
+	defer conn.Close() //nolint:errcheck // nothing is in flight
+	if err := query.NewMigrator(conn, n.cfg.ClickHouse.Table, n.logger).Up(ctx, 0); err != nil {
+		return err
+	}
+	return query.ApplyTable(ctx, conn, n.cfg.ClickHouse.Table, n.logger)
 }
 
 // shortGap is what Kafka gives in about a tenth of a second; ClickHouse takes as long for any
@@ -250,11 +267,11 @@ func (n *node) openTapes(ctx context.Context) error {
 	n.past = &streamer.Past{
 		History: replayHistory{n.history, n.watermarks}, Log: n.log, Epoch: n.control.Epoch(),
 		Placement: n.placement, Rule: n.cfg.Streamer.Tape.Rule(),
-		ShortGap: shortGap,
+		Erased: n.control.ErasedBelow, ShortGap: shortGap,
 	}
 	n.tapes, err = tape.Start(n.cfg.Streamer.Tape, tape.Deps{
 		Kafka: opts, Log: n.log, Past: n.past, Epoch: n.control.Epoch(),
-		Partitions: n.log.Partitions(), Placement: n.placement,
+		Partitions: n.log.Partitions(), Placement: n.placement, Erased: n.control.ErasedBelow,
 		Metrics: tape.NewMetrics(n.reg), Logger: n.logger,
 	})
 	if err != nil {
@@ -262,6 +279,13 @@ func (n *node) openTapes(ctx context.Context) error {
 	}
 	n.reg.MustRegister(n.tapes)
 	n.onStop("tapes", func(context.Context) error { n.tapes.Close(); return nil })
+	// Before anybody can open a tape, so that none holds what was erased meanwhile.
+	stop := n.control.Watch(func(c control.Change) {
+		if c.Kind == control.Erased {
+			n.dropErased(c.Workspace, c.Session)
+		}
+	})
+	n.onStop("erasure watch", func(context.Context) error { stop(); return nil })
 	return nil
 }
 
@@ -273,7 +297,9 @@ func (n *node) openHTTP(context.Context) error {
 	n.limiter = httpapi.NewLimiter(n.limits, nil, n.reg)
 	n.app.Use(httpapi.Authenticate(n.control, streamer.TokenRule()), nameWorkspace, n.limiter.Handler)
 	httpapi.KeyRoutes(n.app, n.control)
+	httpapi.ErasureRoutes(n.app, erasures{n.control, n})
 	httpapi.LimitRoutes(n.app, n.control, n.limiter, n.presence)
+	httpapi.EventTypeRoutes(n.app, n.control)
 	for _, role := range []struct {
 		name string
 		open func() error

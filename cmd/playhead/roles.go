@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
+	"strings"
 
 	"github.com/gofiber/fiber/v2"
 	"github.com/twmb/franz-go/pkg/kadm"
@@ -42,6 +45,7 @@ func (n *node) followWatermarks() error {
 		return fmt.Errorf("watermarks: %w", err)
 	}
 	n.onStop("watermarks client", func(context.Context) error { client.Close(); return nil })
+	n.health.Note("history", incompleteHistory(materializer.NewDesk(kadm.NewClient(client))))
 	committed := materializer.Committed(kadm.NewClient(client), n.control.Epoch())
 	offsets, err := committed(context.Background())
 	if err != nil {
@@ -54,6 +58,23 @@ func (n *node) followWatermarks() error {
 		return n.watermarks.Run(ctx, committed, n.logger)
 	})
 	return nil
+}
+
+// incompleteHistory tells which partitions' rows are being made anew: pages may lack them.
+func incompleteHistory(desk *materializer.Desk) func(context.Context) string {
+	return func(ctx context.Context) string {
+		states, err := desk.States(ctx)
+		if err != nil {
+			return "" // the check of kafka tells
+		}
+		var notes []string
+		for _, p := range slices.Sorted(maps.Keys(states)) {
+			if b := states[p].Current; b.Incomplete() {
+				notes = append(notes, fmt.Sprintf("partition %d is being rebuilt: offset %d of %d to %d", p, b.Next, b.Start, b.End))
+			}
+		}
+		return strings.Join(notes, "; ")
+	}
 }
 
 // materialize runs the materialiser until ctx ends.
@@ -73,7 +94,8 @@ func (n *node) materialize(ctx context.Context) error {
 	defer conn.Close() //nolint:errcheck // nothing is in flight after Run
 	m, err := materializer.New(n.cfg.Materializer, materializer.Deps{
 		Kafka: opts, Log: n.log, Conn: conn, Epoch: n.control.Epoch(),
-		Rule: n.cfg.Streamer.Tape.Rule(), Placement: n.placement, Published: n.watermarks.Set,
+		Rule: n.cfg.Streamer.Tape.Rule(), Placement: n.placement, Published: n.watermarks.Set, Erased: n.control.ErasedBelow,
+		TTL:     n.cfg.ClickHouse.Table.TTL,
 		Metrics: materializer.NewMetrics(n.reg), Logger: n.logger,
 	})
 	if err != nil {
@@ -92,7 +114,7 @@ func (n *node) openIngest() error {
 	}
 	appender, err := ingest.NewAppender(n.cfg.Ingest, ingest.Deps{
 		Kafka: opts, Layout: layout{n}, Tails: ingestTails{n.tapes},
-		History: ingestHistory{n.history, n.watermarks}, Rule: n.cfg.Streamer.Tape.Rule(),
+		History: ingestHistory{n.history, n.control.ErasedBelow, n.watermarks}, Rule: n.cfg.Streamer.Tape.Rule(),
 		Metrics: ingest.NewMetrics(n.reg), Log: n.logger,
 	})
 	if err != nil {
@@ -107,7 +129,7 @@ func (n *node) openIngest() error {
 func (n *node) openStreamer() error {
 	deps := streamer.Deps{
 		Tapes: n.tapes, Past: n.past, Metrics: streamer.NewMetrics(n.reg), Logger: n.logger,
-		Limits: n.limits, Counts: n.presence, Live: n.control.Live, Relay: n.presence.Send,
+		Limits: n.limits, Types: n.control.EventTypes, Counts: n.presence, Live: n.control.Live, Relay: n.presence.Send,
 	}
 	if n.appends != nil {
 		deps.Appender = streamAppender{n.appends, n.limiter}
@@ -117,6 +139,7 @@ func (n *node) openStreamer() error {
 		return err
 	}
 	n.onStop("streams", hub.Close)
+	n.hub.Store(hub)
 	n.presence.Receive(hub.Deliver)
 	stop := n.control.Watch(func(c control.Change) {
 		if c.Kind == control.KeyRevoked {
@@ -143,11 +166,40 @@ func (a streamAppender) AppendJSON(ctx context.Context, who control.Principal, e
 }
 
 func (n *node) openQuery() error {
-	query.NewAPI(n.cfg.Query, query.Deps{
+	api := query.NewAPI(n.cfg.Query, query.Deps{
 		History: n.history, Tapes: queryTapes{n.tapes}, Log: n.log, Committed: n.watermarks,
-		Placement: n.placement, PageSize: n.pageSize, Epoch: n.control.Epoch(),
-		Dedupe: n.cfg.Streamer.Tape.Rule(), Logger: n.logger, Metrics: n.queryMetrics,
-	}).Routes(n.app)
+		Placement: n.placement, PageSize: n.pageSize, Types: n.control.EventTypes, Epoch: n.control.Epoch(),
+		Dedupe: n.cfg.Streamer.Tape.Rule(), Erased: n.control.ErasedBelow, Logger: n.logger, Metrics: n.queryMetrics,
+	})
+	api.Routes(n.app)
+	n.background("lag", func(ctx context.Context) error {
+		return api.ReportLag(ctx, n.log.Partitions(), query.NewLagMetrics(n.reg))
+	})
+	n.background("eraser", query.NewEraser(query.EraserDeps{
+		Conn: n.clickhouse, Store: n.control, Log: n.log, Committed: n.watermarks, Partitions: n.log.Partitions(),
+		Epoch: n.control.Epoch(), Logger: n.logger, Metrics: query.NewEraserMetrics(n.reg),
+	}).Run)
+	return n.openExports()
+}
+
+// openExports gives exports a pool of their own: a page must not wait behind them.
+func (n *node) openExports() error {
+	deps := query.ExportDeps{
+		History: n.history, Tapes: queryTapes{n.tapes}, Log: n.log, Committed: n.watermarks,
+		Placement: n.placement, Types: n.control.EventTypes, Erased: n.control, Epoch: n.control.Epoch(),
+		Logger: n.logger, Metrics: n.queryMetrics, Registerer: n.reg,
+	}
+	if pool, ok := n.cfg.Query.Export.ClickHouse(n.cfg.ClickHouse); ok {
+		conn, err := query.Open(context.Background(), pool)
+		if err != nil {
+			return err
+		}
+		n.onStop("clickhouse of exports", func(context.Context) error { return conn.Close() })
+		deps.Conn = conn
+	}
+	exports := query.NewExports(n.cfg.Query.Export, deps)
+	n.onStop("exports", exports.Close)
+	exports.Routes(n.app)
 	return nil
 }
 
@@ -209,6 +261,7 @@ func (t queryTapes) Open(ctx context.Context, partition uint16) (query.Tape, err
 // ingestHistory is history as ingest sees it.
 type ingestHistory struct {
 	history    *query.History
+	erased     schema.ErasedBelow
 	watermarks *query.Watermarks
 }
 
@@ -223,6 +276,9 @@ func (h ingestHistory) FindMessages(ctx context.Context, workspace string, ids [
 	}
 	out := make(map[ingest.MessageRef]schema.EventID, len(found))
 	for ref, id := range found {
+		if id.Precedes(h.erased.Of(workspace, ref.Session)) {
+			continue // its row is not a stub yet
+		}
 		out[ingest.MessageRef(ref)] = id
 	}
 	return out, nil

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"io"
 	"strings"
 
@@ -45,7 +46,9 @@ func runServe(ctx context.Context, args []string, env func(string) string, stder
 		return err
 	}
 	if cfg.BootstrapKey != "" {
-		if err := n.ensureWorkspace(ctx, control.Workspace{ID: "ws_default", Name: "default", Plan: control.PlanPro, Limits: control.DefaultLimits()}, cfg.BootstrapKey); err != nil {
+		if err := n.ensureWorkspace(ctx, control.Workspace{ID: "ws_default", Name: "default", Plan: control.PlanPro, Limits: control.DefaultLimits()}, cfg.BootstrapKey); errors.Is(err, control.ErrWorkspaceErased) {
+			logger.Warn("the bootstrap key is not made: its workspace was erased", "error", err)
+		} else if err != nil {
 			return n.stopAfter(err)
 		}
 	}

@@ -27,12 +27,14 @@ const (
 	KeyRevoked       ChangeKind = iota + 1 // also when a key is removed, or its workspace
 	WorkspaceChanged                       // made, changed or removed
 	EpochStarted
+	Erased // a session, or a workspace if Session is ""
 )
 
 // Change is one thing that a folded record changed.
 type Change struct {
 	Kind      ChangeKind
-	Workspace string // of KeyRevoked and WorkspaceChanged
+	Workspace string // of KeyRevoked, WorkspaceChanged and Erased
+	Session   string // of Erased
 	KeyID     string // of KeyRevoked
 	Epoch     uint8  // of EpochStarted
 }
@@ -45,12 +47,16 @@ type state struct {
 	epochs     map[uint8]epochRecord
 	latest     uint8          // highest epoch
 	perOwner   map[string]int // keys by workspace
+	erased     erasures
+	types      typeClaims
 }
 
 func newState() state {
 	return state{
 		workspaces: make(map[string]Workspace), keys: make(map[string]storedKey),
 		byHash: make(map[keyHash][]string), epochs: make(map[uint8]epochRecord), perOwner: make(map[string]int),
+		erased: newErasures(),
+		types:  typeClaims{byID: make(map[string]*typeClaim), byWorkspace: make(map[string]*workspaceTypes)},
 	}
 }
 
@@ -68,6 +74,10 @@ func (s *state) apply(key, value []byte) (kind string, changes []Change, err err
 		changes, err = s.applyKey(id, value)
 	case kindEpoch:
 		changes, err = s.applyEpoch(id, value)
+	case kindErasure:
+		changes, err = s.applyErasure(id, value)
+	case kindEventType:
+		err = s.types.apply(id, value)
 	default:
 		err = errUnknownKind
 	}
@@ -81,11 +91,16 @@ func (s *state) applyWorkspace(id string, value []byte) ([]Change, error) {
 			changes = append(changes, s.orphans(id)...)
 		}
 		delete(s.workspaces, id)
+		delete(s.erased.remains, id)
 		return changes, nil
 	}
 	w, err := decodeWorkspace(id, value)
 	if err != nil {
 		return nil, err
+	}
+	if s.erased.whole(id) { // changed by a node that had not heard
+		s.erased.remains[id] = true
+		return nil, nil
 	}
 	s.workspaces[id] = w
 	return changes, nil
@@ -199,6 +214,7 @@ func (s *Store) foldRecord(r *kgo.Record) []Change {
 	s.mu.Lock()
 	kind, changes, err := s.state.apply(r.Key, r.Value)
 	keys := len(s.state.keys)
+	s.hasErased.Store(s.state.erased.set.Len() > 0)
 	s.mu.Unlock()
 	if err != nil {
 		reason := "corrupt"

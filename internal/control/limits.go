@@ -15,6 +15,7 @@ type Limits struct {
 	EventsPerMinute         int     `json:"events_per_minute"`          // of one /api/v1/stream
 	SessionCreatesPerSecond float64 `json:"session_creates_per_second"` // a key; the burst is twice the rate
 	AppendsPerSecond        float64 `json:"appends_per_second"`         // requests of a key; the burst is twice the rate
+	BackfillEventsPerSecond float64 `json:"backfill_events_per_second"` // events a key appends by lane=backfill; the burst is twice the rate
 	ReadsPerSecond          float64 `json:"reads_per_second"`           // a key; the burst is twice the rate
 	MaxPageSize             int     `json:"max_page_size"`
 	Keys                    int     `json:"keys"` // live keys of the workspace
@@ -29,6 +30,7 @@ func DefaultLimits() Limits {
 		EventsPerMinute:         1000,
 		SessionCreatesPerSecond: 30,
 		AppendsPerSecond:        1000,
+		BackfillEventsPerSecond: 10_000,
 		ReadsPerSecond:          200,
 		Keys:                    10_000,
 	}
@@ -60,6 +62,7 @@ func (l Limits) Validate() error {
 		{"events_per_minute", float64(l.EventsPerMinute), maxLimit},
 		{"session_creates_per_second", l.SessionCreatesPerSecond, maxLimit},
 		{"appends_per_second", l.AppendsPerSecond, maxLimit},
+		{"backfill_events_per_second", l.BackfillEventsPerSecond, maxLimit},
 		{"reads_per_second", l.ReadsPerSecond, maxLimit},
 		{"max_page_size", float64(l.MaxPageSize), maxPageSize},
 		{"keys", float64(l.Keys), maxKeys},

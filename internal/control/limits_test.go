@@ -46,20 +46,20 @@ func TestLimitsOfEarlyRecordsAreFilledIn(t *testing.T) {
 	put := putControl(t, cfg)
 	put("workspace/default", `{"v":1,"plan":"pro","shards":4,"limits":{"streams_per_key":50,"keys":10}}`)
 	put("workspace/unlimited", `{"v":1,"plan":"pro","shards":4,"limits":{"streams_per_key":0,"keys":10}}`)
-	put("workspace/given", `{"v":1,"plan":"pro","shards":4,"limits":{"streams_per_key":50,"event_streams_per_key":0,"events_per_minute":7}}`)
+	put("workspace/given", `{"v":1,"plan":"pro","shards":4,"limits":{"streams_per_key":50,"event_streams_per_key":0,"events_per_minute":7,"backfill_events_per_second":0.5}}`)
 	put("workspace/none", `{"v":1,"plan":"pro","shards":4}`)
 	s := open(t, cfg)
-	f := func(id string, eventStreams, perMinute int) {
+	f := func(id string, eventStreams, perMinute int, backfill float64) {
 		t.Helper()
 		w, ok := s.Workspace(id)
-		if !ok || w.Limits.EventStreamsPerKey != eventStreams || w.Limits.EventsPerMinute != perMinute {
-			t.Errorf("%s: %+v, %v, want %d event streams and %d events a minute", id, w.Limits, ok, eventStreams, perMinute)
+		if !ok || w.Limits.EventStreamsPerKey != eventStreams || w.Limits.EventsPerMinute != perMinute || w.Limits.BackfillEventsPerSecond != backfill {
+			t.Errorf("%s: %+v, %v, want %d event streams, %d events a minute, %v backfilled a second", id, w.Limits, ok, eventStreams, perMinute, backfill)
 		}
 	}
-	f("default", 5, 1000)
-	f("unlimited", 0, 0)
-	f("given", 0, 7)
-	f("none", 5, 1000)
+	f("default", 5, 1000, 10_000)
+	f("unlimited", 0, 0, 0)
+	f("given", 0, 7, 0.5)
+	f("none", 5, 1000, 10_000)
 
 	// What is written again holds them, so a limit set to 0 stays 0.
 	w, err := s.ChangeLimits(t.Context(), "default", func(l *control.Limits) { l.EventsPerMinute = 0 })
@@ -208,7 +208,7 @@ func TestLimitsKeepTheirNames(t *testing.T) {
 		t.Fatal(err)
 	}
 	const want = `{"streams_per_key":50,"streams_per_workspace":500,"event_streams_per_key":5,"events_per_minute":1000,` +
-		`"session_creates_per_second":30,"appends_per_second":1000,"reads_per_second":200,"max_page_size":0,"keys":10000}`
+		`"session_creates_per_second":30,"appends_per_second":1000,"backfill_events_per_second":10000,"reads_per_second":200,"max_page_size":0,"keys":10000}`
 	if string(b) != want {
 		t.Errorf("limits = %s, want %s", b, want)
 	}

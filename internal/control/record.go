@@ -21,6 +21,7 @@ const (
 	kindWorkspace = "workspace"
 	kindKey       = "key"
 	kindEpoch     = "epoch"
+	kindEventType = "event_type"
 )
 
 var (
@@ -39,12 +40,16 @@ type workspaceRecord struct {
 // limitsRecord tells the limits that early records lack from those that are 0.
 type limitsRecord struct {
 	Limits
-	EventStreamsPerKey *int `json:"event_streams_per_key"`
-	EventsPerMinute    *int `json:"events_per_minute"`
+	EventStreamsPerKey      *int     `json:"event_streams_per_key"`
+	EventsPerMinute         *int     `json:"events_per_minute"`
+	BackfillEventsPerSecond *float64 `json:"backfill_events_per_second"`
 }
 
 func newLimitsRecord(l Limits) *limitsRecord {
-	return &limitsRecord{Limits: l, EventStreamsPerKey: &l.EventStreamsPerKey, EventsPerMinute: &l.EventsPerMinute}
+	return &limitsRecord{
+		Limits: l, EventStreamsPerKey: &l.EventStreamsPerKey, EventsPerMinute: &l.EventsPerMinute,
+		BackfillEventsPerSecond: &l.BackfillEventsPerSecond,
+	}
 }
 
 // limits fills in what the record lacks: the defaults, or nothing if the workspace was
@@ -60,6 +65,9 @@ func (r *limitsRecord) limits() Limits {
 	}
 	if l.EventsPerMinute = absent.EventsPerMinute; r.EventsPerMinute != nil {
 		l.EventsPerMinute = *r.EventsPerMinute
+	}
+	if l.BackfillEventsPerSecond = absent.BackfillEventsPerSecond; r.BackfillEventsPerSecond != nil {
+		l.BackfillEventsPerSecond = *r.BackfillEventsPerSecond
 	}
 	return l
 }

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -45,6 +46,8 @@ type Store struct {
 	writing  chan struct{} // a token: one write at a time, so that checks hold for it
 	cancel   context.CancelFunc
 	wg       sync.WaitGroup
+
+	hasErased atomic.Bool // spares most questions about erasures the lock
 
 	mu       sync.RWMutex // guards what follows; no lock is taken under it
 	state    state

@@ -45,7 +45,8 @@ func (w Workspace) validate() error {
 
 // CreateWorkspace makes a workspace and returns it as stored. An empty ID is given one
 // (ws_…), Plan is free, Shards schema.DefaultShards unless set. Limits are taken as they
-// are: zero is without limit (see DefaultLimits). Errors: *SpecError, ErrWorkspaceExists.
+// are: zero is without limit (see DefaultLimits). Errors: *SpecError, ErrWorkspaceExists,
+// ErrWorkspaceErased.
 func (s *Store) CreateWorkspace(ctx context.Context, w Workspace) (Workspace, error) {
 	if w.ID == "" {
 		w.ID = "ws_" + randomText(idRandomLen)
@@ -60,6 +61,9 @@ func (s *Store) CreateWorkspace(ctx context.Context, w Workspace) (Workspace, er
 		return Workspace{}, err
 	}
 	return w, s.write(ctx, func() (key string, value []byte, err error) {
+		if e, ok := s.Erasure(w.ID, ""); ok && e.Session == "" {
+			return "", nil, fmt.Errorf("%w: %s", ErrWorkspaceErased, w.ID)
+		}
 		if _, ok := s.Workspace(w.ID); ok {
 			return "", nil, fmt.Errorf("%w: %s", ErrWorkspaceExists, w.ID)
 		}
@@ -157,7 +161,7 @@ func (s *Store) mayAddKey(k storedKey, now time.Time) error {
 		return fmt.Errorf("%w: %d", ErrKeyLimit, w.Limits.Keys)
 	}
 	for _, id := range s.state.byHash[k.hash] {
-		if s.state.keys[id].Live(now) {
+		if other := s.state.keys[id]; other.Live(now) && !s.state.erased.whole(other.Workspace) {
 			return ErrKeyExists
 		}
 	}
@@ -311,6 +315,7 @@ func (s *Store) sweep(ctx context.Context) error {
 			dead = append(dead, &kgo.Record{Topic: schema.TopicControl, Key: []byte(kindKey + "/" + id)})
 		}
 	}
+	dead = append(dead, s.state.sweepErased(maxSweep-len(dead))...)
 	s.mu.RUnlock()
 	if len(dead) == 0 {
 		return nil

@@ -23,6 +23,7 @@ import (
 type ChildConfig struct {
 	LibraryPath       string
 	DataPath          string
+	ColdPath          string // see Config
 	Database          string
 	Password          string
 	MaxConcurrent     int

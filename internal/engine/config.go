@@ -27,11 +27,18 @@ const (
 	DefaultStopTimeout       = 15 * time.Second
 )
 
+// TieredPolicy names the storage policy that there is with Config.ColdPath.
+const TieredPolicy = "tiered"
+
 // Config says how Start runs the engine. Only DataPath and ChildArgs have no default.
 type Config struct {
 	// DataPath is the directory that holds the engine's tables; it is created if missing. One engine at a
 	// time may have it open.
 	DataPath string
+
+	// ColdPath is a directory for a second disk, "cold", which the volume "cold" of the storage policy
+	// TieredPolicy consists of, after its volume "default", DataPath. Empty: neither exists.
+	ColdPath string
 
 	// LibraryPath is the file libchdb.so; the function LibraryPath says where scripts/fetch-engine.sh puts it.
 	LibraryPath string
@@ -115,6 +122,11 @@ func (c Config) withDefaults() (Config, error) {
 		return c, fmt.Errorf("engine data path %q: %w", c.DataPath, err)
 	}
 	c.DataPath = abs
+	if c.ColdPath != "" {
+		if c.ColdPath, err = filepath.Abs(c.ColdPath); err != nil {
+			return c, fmt.Errorf("engine cold path: %w", err)
+		}
+	}
 	if c.LibraryPath == "" {
 		return c, fmt.Errorf("%w: no path to look at (set PLAYHEAD_ENGINE_DIR)", ErrLibraryNotFound)
 	}

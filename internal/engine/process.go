@@ -106,12 +106,6 @@ func (p *Process) Close() error {
 	return p.err
 }
 
-// Run blocks until ctx ends and then closes the engine.
-func (p *Process) Run(ctx context.Context) error {
-	<-ctx.Done()
-	return p.Close()
-}
-
 var errClosed = errors.New("engine closed")
 
 const (
@@ -177,7 +171,7 @@ type child struct {
 // startChild starts a process and waits until it is ready.
 func (p *Process) startChild(life context.Context) (*child, error) {
 	config, err := json.Marshal(ChildConfig{
-		LibraryPath: p.cfg.LibraryPath, DataPath: p.cfg.DataPath, Database: p.cfg.Database, Password: p.cfg.Password,
+		LibraryPath: p.cfg.LibraryPath, ColdPath: p.cfg.ColdPath, DataPath: p.cfg.DataPath, Database: p.cfg.Database, Password: p.cfg.Password,
 		MaxConcurrent: p.cfg.MaxConcurrent, MaxQueued: p.cfg.MaxQueued,
 		MaxMemoryBytes: p.cfg.MaxMemoryBytes, BackgroundThreads: p.cfg.BackgroundThreads,
 		LogLevel: levelOf(p.cfg.Log),

@@ -1,12 +1,14 @@
 package engine
 
 import (
+	"encoding/xml"
 	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 )
 
 // serverConfig writes the engine's server settings to dir and returns the arguments that boot it.
@@ -47,11 +49,25 @@ func serverConfig(cfg ChildConfig, dir string) ([]string, error) {
 		"number_of_free_entries_in_pool_to_execute_optimize_entire_partition": 1,
 	}
 	path := filepath.Join(dir, "engine.xml")
-	text := "<clickhouse>\n" + elements(settings) + "<merge_tree>\n" + elements(mergeTree) + "</merge_tree>\n</clickhouse>\n"
+	text := "<clickhouse>\n" + elements(settings) + "<merge_tree>\n" + elements(mergeTree) + "</merge_tree>\n" + storage(cfg.ColdPath) + "</clickhouse>\n"
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		return nil, fmt.Errorf("write engine configuration: %w", err)
 	}
 	return []string{"--config-file=" + path, "--path=" + filepath.Join(dir, "clickhouse")}, nil
+}
+
+// storage configures a second disk and a policy of both; nothing if there is no second. A table can change
+// to a policy that has the volumes of its present one, by name: so the first is "default".
+func storage(coldPath string) string {
+	if coldPath == "" {
+		return ""
+	}
+	var path strings.Builder
+	_ = xml.EscapeText(&path, []byte(strings.TrimSuffix(coldPath, "/")+"/")) // a Builder takes everything
+	return "<storage_configuration>\n" +
+		"  <disks><cold><type>local</type><path>" + path.String() + "</path></cold></disks>\n" +
+		"  <policies><" + TieredPolicy + "><volumes><default><disk>default</disk></default><cold><disk>cold</disk></cold></volumes></" + TieredPolicy + "></policies>\n" +
+		"</storage_configuration>\n"
 }
 
 func elements(values map[string]int64) string {

@@ -14,7 +14,7 @@ const tokenSlack = 1e-6
 // bucket is full.
 type bucket struct {
 	missing float64
-	at      time.Duration // when missing held
+	since   time.Duration // when missing held
 	rate    float64       // tokens a second that flowed back since
 }
 
@@ -24,21 +24,33 @@ func burst(rate float64) float64 { return max(1, 2*rate) }
 
 // missingAt returns what is missing at a later time.
 func (b bucket) missingAt(now time.Duration, rate float64) float64 {
-	return max(0, b.missing-max(0, now-b.at).Seconds()*rate)
+	return max(0, b.missing-max(0, now-b.since).Seconds()*rate)
 }
 
 // full reports whether the bucket holds nothing worth remembering.
 func (b bucket) full(now time.Duration) bool { return b.missingAt(now, b.rate) == 0 }
 
-// take takes one token, if there is one, from a bucket of this rate.
-func (b bucket) take(now time.Duration, rate float64) (after bucket, q Quota) {
-	after = bucket{missing: min(b.missingAt(now, rate), burst(rate)), at: now, rate: rate}
+// at returns the bucket as it stands now at this rate. What is missing beyond a whole
+// bucket is a debt, which a changed rate cancels: one that was run up at a higher rate
+// might never be paid.
+func (b bucket) at(now time.Duration, rate float64) bucket {
+	missing := b.missingAt(now, rate)
+	if b.rate != rate {
+		missing = min(missing, burst(rate))
+	}
+	return bucket{missing: missing, since: now, rate: rate}
+}
+
+// take takes n tokens from a bucket of this rate, if there is at least one: what it lacks
+// for the others it then owes. So one request may be larger than the bucket.
+func (b bucket) take(now time.Duration, rate float64, n int) (after bucket, q Quota) {
+	after = b.at(now, rate)
 	if short := after.missing + 1 - burst(rate); short > tokenSlack {
 		q = after.quota()
 		q.RetryAfter = seconds(short / rate)
 		return after, q
 	}
-	after.missing++
+	after.missing += float64(n)
 	q = after.quota()
 	q.OK = true
 	return after, q

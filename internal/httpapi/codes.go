@@ -23,6 +23,9 @@ const (
 	CodeHeadersTooLarge    = "headers_too_large"
 	CodeUnsupportedMedia   = "unsupported_media_type"
 	CodeKeyLimit           = "key_limit_reached"
+	CodeErasureLimit       = "erasure_limit_reached"
+	CodeTypeCodeTaken      = "type_code_taken"
+	CodeTypeBuiltin        = "type_code_builtin"
 	CodeRateLimited        = "rate_limited"
 	CodeInternal           = "internal_error"
 	CodeShuttingDown       = "shutting_down"
@@ -65,6 +68,9 @@ func Codes() []CodeDoc {
 		{"session_ended", 409, "the session has ended and takes no more events"},
 		{"session_exists", 409, "a session of this id exists already"},
 		{CodeKeyLimit, 409, "the workspace has as many live keys as it may"},
+		{CodeErasureLimit, 409, "as many erasures are remembered as may be"},
+		{CodeTypeCodeTaken, 409, "the code is another event type's; details.name says whose"},
+		{CodeTypeBuiltin, 409, "the event type's code is built in and stays; details.code says it"},
 		{CodeBodyTooLarge, 413, "the body, or what it decompresses to, is larger than allowed"},
 		{"event_too_large", 413, "one event is larger than allowed"},
 		{"too_many_events", 413, "the batch holds more events than allowed"},
@@ -72,9 +78,11 @@ func Codes() []CodeDoc {
 		{"scan_too_large", 422, "the page would read too much; narrow it by startTime and endTime"},
 		{"upgrade_required", 426, "the path speaks WebSocket"},
 		{CodeRateLimited, 429, "too many requests; see Retry-After"},
+		{"export_limit_exceeded", 429, "as many exports run as may, of the workspace or on the node"},
 		{"stream_limit_exceeded", 429, "too many open streams for the key or the workspace"},
 		{CodeHeadersTooLarge, 431, "request line and headers are larger than allowed"},
 		{CodeInternal, 500, "a mistake of ours; the request id finds it in our logs"},
+		{"export_unsupported", 501, "this node speaks no HTTP to ClickHouse, which exports need"},
 		{"overloaded", 503, "as much work is under way as this node takes; see Retry-After"},
 		{CodeLogUnavailable, 503, "the log did not take or give the events in time; nothing is known to be lost; retry with the same message ids"},
 		{CodeHistoryUnavailable, 503, "history cannot be read now; see Retry-After"},

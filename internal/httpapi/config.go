@@ -3,10 +3,11 @@ package httpapi
 import (
 	"context"
 	"errors"
-	"fmt"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/playhead-dev/playhead/internal/settings"
 )
 
 // Bounds and defaults of Config.
@@ -86,19 +87,15 @@ func DefaultConfig() Config {
 
 // Validate reports every setting that is out of range, joined.
 func (c Config) Validate() error {
-	var errs []error
-	check := func(ok bool, key string, value any, want string) {
-		if !ok {
-			errs = append(errs, fmt.Errorf("%s is %v; want %s", key, value, want))
-		}
-	}
-	check(c.Listen != "", "listen", `""`, "host:port")
-	check(c.BodyLimit >= minBodyLimit && c.BodyLimit <= maxBodyLimit, "body_limit", c.BodyLimit, "65536 to 1073741824 bytes")
-	check(c.HeaderLimit >= minHeaderLimit && c.HeaderLimit <= maxHeaderLimit, "header_limit", c.HeaderLimit, "8192 to 1048576 bytes")
-	check(c.ReadTimeout >= minTimeout && c.ReadTimeout <= maxTimeout, "read_timeout", c.ReadTimeout, "1s to 1h")
-	check(c.WriteTimeout >= minTimeout && c.WriteTimeout <= maxTimeout, "write_timeout", c.WriteTimeout, "1s to 1h")
-	check(c.IdleTimeout >= minTimeout && c.IdleTimeout <= maxTimeout, "idle_timeout", c.IdleTimeout, "1s to 1h")
-	check(c.AcceptRate >= 0 && c.AcceptRate <= maxAcceptRate, "accept_rate", c.AcceptRate, "0 to 1000000 connections a second")
-	check(c.MaxConnections >= 1, "max_connections", c.MaxConnections, "1 or more")
-	return errors.Join(append(errs, c.CORS.Validate())...)
+	return errors.Join(
+		settings.Want(c.Listen != "", "listen", `""`, "host:port"),
+		settings.Want(c.BodyLimit >= minBodyLimit && c.BodyLimit <= maxBodyLimit, "body_limit", c.BodyLimit, "65536 to 1073741824 bytes"),
+		settings.Want(c.HeaderLimit >= minHeaderLimit && c.HeaderLimit <= maxHeaderLimit, "header_limit", c.HeaderLimit, "8192 to 1048576 bytes"),
+		settings.InRange("read_timeout", c.ReadTimeout, minTimeout, maxTimeout),
+		settings.InRange("write_timeout", c.WriteTimeout, minTimeout, maxTimeout),
+		settings.InRange("idle_timeout", c.IdleTimeout, minTimeout, maxTimeout),
+		settings.Want(c.AcceptRate >= 0 && c.AcceptRate <= maxAcceptRate, "accept_rate", c.AcceptRate, "0 to 1000000 connections a second"),
+		settings.Want(c.MaxConnections >= 1, "max_connections", c.MaxConnections, "1 or more"),
+		c.CORS.Validate(),
+	)
 }

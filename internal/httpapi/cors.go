@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/gofiber/fiber/v2"
+
+	"github.com/playhead-dev/playhead/internal/settings"
 )
 
 // Bounds and defaults of CORSConfig.
@@ -26,6 +28,7 @@ const (
 	corsHeaders = "Authorization, X-Api-Key, Content-Type, Content-Encoding, Last-Event-ID, X-Request-Id, " +
 		"Idempotency-Key, Cache-Control, X-Requested-With, Traceparent, Tracestate"
 	corsExposed = "X-Request-Id, Retry-After, Location, " + HeaderWorkspace + ", " + HeaderConnectionID + ", " +
+		HeaderExportCursor + ", " + HeaderExportNext + ", " + HeaderExportBehind + ", " +
 		headerRateLimit + ", " + headerRateRemaining + ", " + headerRateReset
 )
 
@@ -51,10 +54,7 @@ func (c CORSConfig) Validate() error {
 			errs = append(errs, fmt.Errorf("cors.allowed_origins has %.100q, %w", o, err))
 		}
 	}
-	if c.MaxAge < 0 || c.MaxAge > maxCORSMaxAge {
-		errs = append(errs, fmt.Errorf("cors.max_age is %v; want 0s to %v", c.MaxAge, maxCORSMaxAge))
-	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, settings.InRange("cors.max_age", c.MaxAge, 0, maxCORSMaxAge))...)
 }
 
 // checkOrigin reports why o is not an origin as browsers write it, which is what it is

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/time/rate"
 )
 
 // acceptRate resolves Config.AcceptRate: connections a second.
@@ -26,26 +27,23 @@ const (
 // Door returns ln with Config.AcceptRate before its Accept. A connection that has to wait
 // is accepted and not yet served; further ones wait in the system's queue.
 func Door(ln net.Listener, c Config) net.Listener {
-	d := &door{Listener: ln, rate: c.acceptRate(), waits: prometheus.NewCounter(prometheus.CounterOpts{
+	perSecond := c.acceptRate()
+	burst := max(1, int(perSecond*acceptBurst))
+	d := &door{Listener: ln, limiter: rate.NewLimiter(rate.Limit(perSecond), burst), waits: prometheus.NewCounter(prometheus.CounterOpts{
 		Name: "playhead_http_accept_waits_total",
 		Help: "Connections that waited because too many came at once.",
 	})}
-	d.tokens = d.rate * acceptBurst
-	d.at = time.Now()
 	if c.Registerer != nil {
 		c.Registerer.MustRegister(d.waits)
 	}
 	return d
 }
 
-// door is a token bucket before Accept, which one goroutine calls.
+// door has a token bucket before Accept, which one goroutine calls.
 type door struct {
 	net.Listener
-	rate  float64 // a second
-	waits prometheus.Counter
-
-	tokens float64
-	at     time.Time
+	limiter *rate.Limiter
+	waits   prometheus.Counter
 }
 
 // Accept implements net.Listener.
@@ -54,20 +52,9 @@ func (d *door) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	if wait := d.take(time.Now()); wait > 0 {
+	if wait := d.limiter.Reserve().Delay(); wait > 0 {
 		d.waits.Inc()
 		time.Sleep(wait) // milliseconds: nobody has to be able to end it
 	}
 	return conn, nil
-}
-
-// take takes a token and returns how long to wait for it.
-func (d *door) take(now time.Time) time.Duration {
-	d.tokens = min(max(1, d.rate*acceptBurst), d.tokens+now.Sub(d.at).Seconds()*d.rate)
-	d.at = now
-	d.tokens--
-	if d.tokens >= 0 {
-		return 0
-	}
-	return time.Duration(-d.tokens / d.rate * float64(time.Second))
 }

@@ -3,6 +3,7 @@ package httpapi
 import (
 	"context"
 	"log/slog"
+	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -29,14 +30,15 @@ type Health struct {
 	log      *slog.Logger
 	stopping atomic.Bool
 
-	mu     sync.Mutex // guards checks and state
+	mu     sync.Mutex // guards checks, state and notes
 	checks map[string]func(context.Context) error
 	state  map[string]bool // last result, to log changes only
+	notes  map[string]func(context.Context) string
 }
 
 // NewHealth returns a Health without checks, which is ready.
 func NewHealth(log *slog.Logger) *Health {
-	return &Health{log: log, checks: make(map[string]func(context.Context) error), state: make(map[string]bool)}
+	return &Health{log: log, checks: make(map[string]func(context.Context) error), state: make(map[string]bool), notes: make(map[string]func(context.Context) string)}
 }
 
 // Add names a part and how to ask whether it is ready: nil is yes. The check runs on
@@ -47,6 +49,30 @@ func (h *Health) Add(name string, check func(context.Context) error) {
 	defer h.mu.Unlock()
 	h.checks[name] = check
 	delete(h.state, name)
+}
+
+// Note names something that whoever asks should know and that does not make the process
+// less ready: note returns it, or "" while there is nothing to say. It runs as a check does.
+func (h *Health) Note(name string, note func(context.Context) string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.notes[name] = note
+}
+
+// told returns the notes that say something.
+func (h *Health) told(ctx context.Context) map[string]string {
+	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
+	defer cancel()
+	h.mu.Lock()
+	notes := maps.Clone(h.notes)
+	h.mu.Unlock()
+	out := make(map[string]string)
+	for name, note := range notes {
+		if text := note(ctx); text != "" {
+			out[name] = text
+		}
+	}
+	return out
 }
 
 // Stop makes the process not ready from now on, and Stopping true.
@@ -102,8 +128,9 @@ func (h *Health) logChanges(names []string, failed map[string]error) {
 	}
 }
 
-// Routes adds /healthz (200 while the process lives), /readyz (200, or 503 with the
-// state of each part in details.checks; causes are in the log) and /metrics.
+// Routes adds /healthz (200 while the process lives), /readyz (200, with notes if there are
+// any, or 503 with the state of each part in details.checks; causes are in the log) and
+// /metrics.
 func (h *Health) Routes(app fiber.Router, metrics prometheus.Gatherer) {
 	app.Get(PathHealth, func(c *fiber.Ctx) error {
 		return c.JSON(fiber.Map{"status": "alive"})
@@ -128,5 +155,9 @@ func (h *Health) ready(c *fiber.Ctx) error {
 		return Errorf(503, CodeNotReady, "A part of this node is not ready.").
 			WithDetail("checks", checks).WithRetryAfter(readyRetryAfter)
 	}
-	return c.JSON(fiber.Map{"status": "ready", "checks": checks})
+	answer := fiber.Map{"status": "ready", "checks": checks}
+	if notes := h.told(c.UserContext()); len(notes) > 0 {
+		answer["notes"] = notes
+	}
+	return c.JSON(answer)
 }

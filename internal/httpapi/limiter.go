@@ -18,10 +18,11 @@ type Class uint8
 
 // The classes there are. A key has a bucket for each.
 const (
-	ClassNone   Class = iota // not counted
-	ClassCreate              // POST /v1/sessions
-	ClassAppend              // every other request that is not GET or HEAD
-	ClassRead                // GET and HEAD, streams when they open
+	ClassNone     Class = iota // not counted
+	ClassCreate                // POST /v1/sessions
+	ClassAppend                // every other request that is not GET or HEAD
+	ClassRead                  // GET and HEAD, streams when they open
+	ClassBackfill              // appends with lane=backfill, counted in events
 )
 
 // String returns the name of the class in the API.
@@ -33,12 +34,22 @@ func (c Class) String() string {
 		return "append"
 	case ClassRead:
 		return "read"
+	case ClassBackfill:
+		return "backfill"
 	default:
 		return "none"
 	}
 }
 
-// rate is the limit of the class, in requests a second; 0 is without limit.
+// unit is what the class counts, in the plural.
+func (c Class) unit() string {
+	if c == ClassBackfill {
+		return "events"
+	}
+	return "requests"
+}
+
+// rate is the limit of the class, in its unit a second; 0 is without limit.
 func (c Class) rate(l control.Limits) float64 {
 	switch c {
 	case ClassCreate:
@@ -47,6 +58,8 @@ func (c Class) rate(l control.Limits) float64 {
 		return l.AppendsPerSecond
 	case ClassRead:
 		return l.ReadsPerSecond
+	case ClassBackfill:
+		return l.BackfillEventsPerSecond
 	default:
 		return 0
 	}
@@ -54,9 +67,11 @@ func (c Class) rate(l control.Limits) float64 {
 
 // classOf returns what a request counts as. Looking at the limits and changing them is
 // free: a key whose buckets are empty can still find out why.
-func classOf(method, path string) Class {
+func classOf(method, path, lane string) Class {
 	path = strings.TrimRight(path, "/")
 	switch {
+	case method == fiber.MethodPost && lane == LaneBackfill && isAppend(path):
+		return ClassBackfill
 	case path == pathLimits, strings.HasPrefix(path, pathAdmin):
 		return ClassNone
 	case method == fiber.MethodGet, method == fiber.MethodHead:
@@ -67,6 +82,24 @@ func classOf(method, path string) Class {
 		return ClassAppend
 	}
 }
+
+// isAppend reports whether a POST to the path appends events.
+func isAppend(path string) bool {
+	rest, ok := strings.CutPrefix(path, "/v1/sessions/")
+	if ok {
+		_, rest, ok = strings.Cut(rest, "/")
+		return ok && rest == "events"
+	}
+	return path == "/v1/events"
+}
+
+// The values of ParamLane, which says how an append is counted and carried. None is
+// LaneLive.
+const (
+	ParamLane    = "lane"
+	LaneLive     = "live"
+	LaneBackfill = "backfill"
+)
 
 // Bounds of a Limiter.
 const (
@@ -87,8 +120,8 @@ const (
 type Quota struct {
 	Limited    bool          // false: there is no limit, and the rest is zero but OK
 	OK         bool          // of Take: the request may pass
-	Limit      int           // requests that a full bucket holds
-	Remaining  int           // requests that would pass now
+	Limit      int           // tokens that a full bucket holds: requests, or events of a backfill
+	Remaining  int           // tokens left
 	Reset      time.Duration // until the bucket is full
 	RetryAfter time.Duration // when not OK: until the next request passes
 }
@@ -148,12 +181,20 @@ func NewLimiter(limits func(workspace string) control.Limits, now func() time.Ti
 // Handler counts every request behind Authenticate, and refuses those over the limit: 429
 // rate_limited with Retry-After. Counted requests carry X-RateLimit-Limit, -Remaining and
 // -Reset, whatever their answer is.
+//
+// An append of class backfill passes if there is a token, and costs nothing here: how many
+// events it has is known once they are read, and Charge counts them.
 func (l *Limiter) Handler(c *fiber.Ctx) error {
-	class := classOf(c.Method(), c.Path())
+	c.Locals(limiterKey{}, l)
+	class := classOf(c.Method(), c.Path(), c.Query(ParamLane))
 	if class == ClassNone {
 		return c.Next()
 	}
-	q := l.Take(From(c), class)
+	n := 1
+	if class == ClassBackfill {
+		n = 0
+	}
+	q := l.TakeN(From(c), class, n)
 	if !q.Limited {
 		return c.Next()
 	}
@@ -164,8 +205,34 @@ func (l *Limiter) Handler(c *fiber.Ctx) error {
 	return c.Next()
 }
 
+type limiterKey struct{}
+
+// Charge counts n events of a request's class against the limiter that the request has
+// passed, and puts how the bucket then stands into the answer's headers. The error, an
+// *Error, is 429 rate_limited: the bucket was empty, nothing was counted. Where no limiter
+// stands before the path, nothing is counted.
+func Charge(c *fiber.Ctx, class Class, n int) error {
+	l, ok := c.Locals(limiterKey{}).(*Limiter)
+	if !ok {
+		return nil
+	}
+	q := l.TakeN(From(c), class, n)
+	if !q.Limited {
+		return nil
+	}
+	q.setHeaders(c)
+	if !q.OK {
+		return q.Refusal(class)
+	}
+	return nil
+}
+
 // Take counts one request of who.
-func (l *Limiter) Take(who control.Principal, class Class) Quota {
+func (l *Limiter) Take(who control.Principal, class Class) Quota { return l.TakeN(who, class, 1) }
+
+// TakeN counts n requests or events of who at once. They pass if one would: what the
+// bucket lacks for the others is owed, and the next wait longer.
+func (l *Limiter) TakeN(who control.Principal, class Class, n int) Quota {
 	rate := class.rate(l.limits(who.Workspace))
 	if rate <= 0 {
 		return Quota{OK: true}
@@ -180,7 +247,7 @@ func (l *Limiter) Take(who control.Principal, class Class) Quota {
 	if !known {
 		l.makeRoom(now)
 	}
-	b, q := b.take(now, rate)
+	b, q := b.take(now, rate, n)
 	l.buckets[id] = b
 	l.mu.Unlock()
 	if !q.OK {
@@ -199,7 +266,7 @@ func (l *Limiter) Peek(who control.Principal, class Class) Quota {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	b := l.buckets[bucketKey{who.KeyID, class}]
-	return bucket{missing: min(b.missingAt(now, rate), burst(rate)), at: now, rate: rate}.quota()
+	return b.at(now, rate).quota()
 }
 
 // makeRoom makes place for one more bucket, at the bound by forgetting any one at all. The
@@ -235,7 +302,7 @@ func (l *Limiter) size() int {
 
 // Refusal is the answer to a request that a quota does not let pass.
 func (q Quota) Refusal(class Class) *Error {
-	return Errorf(429, CodeRateLimited, "This key has used up its requests of class %s for now.", class).
+	return Errorf(429, CodeRateLimited, "This key has used up its %s of class %s for now.", class.unit(), class).
 		WithDetail("class", class.String()).WithDetail("limit", q.Limit).WithRetryAfter(q.RetryAfter)
 }
 

@@ -92,7 +92,7 @@ func (h limitHandlers) view(who control.Principal, w control.Workspace) limitsVi
 		WorkspaceID: w.ID, KeyID: who.KeyID, Plan: w.Plan, PageSize: w.PageSize(), Limits: w.Limits,
 		Requests: make(map[string]quotaView),
 	}
-	for _, class := range []Class{ClassCreate, ClassAppend, ClassRead} {
+	for _, class := range []Class{ClassCreate, ClassAppend, ClassRead, ClassBackfill} {
 		var left quotaView
 		if q := h.limiter.Peek(who, class); q.Limited {
 			reset := wholeSeconds(q.Reset)
@@ -117,6 +117,7 @@ type limitsPatch struct {
 	EventsPerMinute         *int     `json:"events_per_minute"`
 	SessionCreatesPerSecond *float64 `json:"session_creates_per_second"`
 	AppendsPerSecond        *float64 `json:"appends_per_second"`
+	BackfillEventsPerSecond *float64 `json:"backfill_events_per_second"`
 	ReadsPerSecond          *float64 `json:"reads_per_second"`
 	MaxPageSize             *int     `json:"max_page_size"`
 	Keys                    *int     `json:"keys"`
@@ -129,6 +130,7 @@ func (p limitsPatch) apply(l *control.Limits) {
 	change(&l.EventsPerMinute, p.EventsPerMinute)
 	change(&l.SessionCreatesPerSecond, p.SessionCreatesPerSecond)
 	change(&l.AppendsPerSecond, p.AppendsPerSecond)
+	change(&l.BackfillEventsPerSecond, p.BackfillEventsPerSecond)
 	change(&l.ReadsPerSecond, p.ReadsPerSecond)
 	change(&l.MaxPageSize, p.MaxPageSize)
 	change(&l.Keys, p.Keys)

@@ -68,7 +68,7 @@ func TestLimitsAreTold(t *testing.T) {
 	if got.OpenStreams == nil || got.OpenStreams.Workspace != 100 || got.OpenStreams.Key != len(id) {
 		t.Errorf("open streams = %s", a.body)
 	}
-	want := `{"append":{"limit":2000,"remaining":2000,"reset":0},"create":{"limit":60,"remaining":60,"reset":0},"read":{"limit":400,"remaining":397,"reset":1}}`
+	want := `{"append":{"limit":2000,"remaining":2000,"reset":0},"backfill":{"limit":20000,"remaining":20000,"reset":0},"create":{"limit":60,"remaining":60,"reset":0},"read":{"limit":400,"remaining":397,"reset":1}}`
 	if !strings.Contains(string(a.body), `"requests":`+want) {
 		t.Errorf("limits = %s, want requests %s: looking does not count", a.body, want)
 	}
@@ -87,8 +87,8 @@ func TestWithoutLimitsTheAnswerSaysNull(t *testing.T) {
 	s := limitServer(t, store, newClock(), nil)
 	_, reader := makeKey(t, store, control.KeySpec{Scopes: control.ScopeRead})
 	a := s.do(t, "GET", "/v1/limits", "", "X-Api-Key", reader)
-	if got := readLimits(t, a); got.OpenStreams != nil || len(got.Requests) != 3 {
-		t.Errorf("limits = %s, want null for open streams and three classes", a.body)
+	if got := readLimits(t, a); got.OpenStreams != nil || len(got.Requests) != 4 {
+		t.Errorf("limits = %s, want null for open streams and four classes", a.body)
 	}
 	if !strings.Contains(string(a.body), `"read":{"limit":null,"remaining":null,"reset":null}`) {
 		t.Errorf("limits = %s, want null for what has no limit", a.body)

@@ -1,6 +1,7 @@
 package httpapi
 
 import (
+	"errors"
 	"net/url"
 	"slices"
 	"strings"
@@ -56,6 +57,15 @@ func One(q url.Values, name string) (string, error) {
 		return "", InvalidParameter(name, "Parameter %s is given %d times; once is allowed.", name, len(values))
 	}
 	return q.Get(name), nil
+}
+
+// BadParam makes the answer to a *schema.ParamError: 400, with the parameter's name and what
+// is wrong with it. Other errors are returned as they are.
+func BadParam(err error) error {
+	if p, ok := errors.AsType[*schema.ParamError](err); ok {
+		return InvalidParameter(p.Param, "Parameter %s %s.", p.Param, p.Why)
+	}
+	return err
 }
 
 // cut bounds client text that is echoed.

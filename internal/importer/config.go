@@ -6,6 +6,8 @@ import (
 	"net/http"
 	"net/url"
 	"time"
+
+	"github.com/playhead-dev/playhead/internal/settings"
 )
 
 // Defaults of Config.
@@ -33,6 +35,11 @@ type Config struct {
 	// a proxy.
 	Transport http.RoundTripper
 
+	// Live sends on the server's lane of live appends, counted as such. Otherwise (the
+	// default) an import takes the lane of backfills: it has a quota of its own, in events,
+	// and makes way for live appends.
+	Live bool
+
 	// Lanes is how many requests may be in flight, 1 to 64, default 4. One session's
 	// events always use one lane. Memory is at most (4*BatchBytes + MaxLineBytes) a lane.
 	Lanes int
@@ -50,7 +57,8 @@ type Config struct {
 	RequestTimeout time.Duration
 	// RetryFor is for how long a request that does not get through is retried before the
 	// import gives up, default 5 minutes, counted anew for every request. 0 gives up at
-	// the first failure.
+	// the first failure. While the server answers 429 with a Retry-After, it is not counted:
+	// the quota is used up, and the import goes on as fast as it comes back.
 	RetryFor time.Duration
 	// MinBackoff and MaxBackoff bound the pause between two attempts; it doubles from one
 	// to the other, with jitter. A Retry-After of the server lengthens it.
@@ -95,24 +103,15 @@ func (c Config) Validate() error {
 	if c.Key == "" {
 		complain("key is empty; want an API key with the scope ingest")
 	}
-	number := func(name string, v, low, high int) {
-		if v < low || v > high {
-			complain("%s is %d; want %d to %d", name, v, low, high)
-		}
-	}
-	number("lanes", c.Lanes, 1, 64)
-	number("batch events", c.BatchEvents, 1, 100_000)
-	number("batch bytes", c.BatchBytes, 1<<10, 256<<20)
-	number("max line bytes", c.MaxLineBytes, 1<<10, 256<<20)
-	duration := func(name string, v, low, high time.Duration) {
-		if v < low || v > high {
-			complain("%s is %v; want %v to %v", name, v, low, high)
-		}
-	}
 	const day = 24 * time.Hour
-	duration("request timeout", c.RequestTimeout, time.Millisecond, day)
-	duration("retry for", c.RetryFor, 0, 30*day)
-	duration("min backoff", c.MinBackoff, time.Millisecond, day)
-	duration("max backoff", c.MaxBackoff, c.MinBackoff, day)
-	return errors.Join(problems...)
+	return errors.Join(append(problems,
+		settings.InRange("lanes", c.Lanes, 1, 64),
+		settings.InRange("batch events", c.BatchEvents, 1, 100_000),
+		settings.InRange("batch bytes", c.BatchBytes, 1<<10, 256<<20),
+		settings.InRange("max line bytes", c.MaxLineBytes, 1<<10, 256<<20),
+		settings.InRange("request timeout", c.RequestTimeout, time.Millisecond, day),
+		settings.InRange("retry for", c.RetryFor, 0, 30*day),
+		settings.InRange("min backoff", c.MinBackoff, time.Millisecond, day),
+		settings.InRange("max backoff", c.MaxBackoff, c.MinBackoff, day),
+	)...)
 }

@@ -548,3 +548,22 @@ func TestRealFiles(t *testing.T) {
 		})
 	}
 }
+
+// A quota that is used up ends no import, however long it takes to come back.
+func TestAnImportWaitsForItsQuota(t *testing.T) {
+	text, perSession := corpus(20, 2)
+	server := newFakeServer(t)
+	server.fault = func(n int) fault {
+		if n <= 2 { // the attempt at the end of RetryFor too
+			return overQuota
+		}
+		return noFault
+	}
+	cfg := testConfig(t, server.start())
+	cfg.Lanes, cfg.RetryFor = 1, 40*time.Millisecond
+	summary, told, err := run(t, t.Context(), cfg, Source{Path: writeFile(t, "events.ndjson", text)})
+	if err != nil || summary.Accepted != 20 {
+		t.Fatalf("%v, error %v; want 20 accepted\n%s", summary, err, told)
+	}
+	server.wantLogs(perSession)
+}

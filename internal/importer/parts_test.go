@@ -71,6 +71,17 @@ func TestPacer(t *testing.T) {
 	if got, ok := p.next(cfg, start.Add(10*time.Second), 0); ok {
 		t.Errorf("at the end: %v, want to give up", got)
 	}
+	// The server says when it takes the request: until then nothing counts.
+	p.promised(cfg, now.Add(time.Hour))
+	if got, ok := p.next(cfg, now, time.Hour); !ok || got != time.Hour {
+		t.Errorf("promised in an hour: %v, %v; want an hour", got, ok)
+	}
+	if got, ok := p.next(cfg, now.Add(time.Hour+9*time.Second), 0); !ok || got > time.Second {
+		t.Errorf("9 s after the hour: %v, %v; want a short pause", got, ok)
+	}
+	if _, ok := p.next(cfg, now.Add(time.Hour+10*time.Second), 0); ok {
+		t.Error("10 s after the hour: want to give up")
+	}
 	p = pacer{}
 	if _, ok := p.next(&Config{MinBackoff: time.Millisecond, MaxBackoff: time.Millisecond}, now, 0); ok {
 		t.Error("RetryFor 0 retries")

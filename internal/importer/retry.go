@@ -106,6 +106,9 @@ type pacer struct {
 	backoff time.Duration
 }
 
+// promised restarts the pacer: the server has said that it takes the request at a time.
+func (p *pacer) promised(cfg *Config, at time.Time) { p.since, p.backoff = at, cfg.MinBackoff/2 }
+
 // next returns how long to pause after a failure at now, and false if it is time to give
 // up. wish is the server's Retry-After, 0 if none. The last pause is cut short, so that
 // one attempt is made at the very end.

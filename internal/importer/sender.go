@@ -49,6 +49,9 @@ func newSender(cfg Config, counts *counters, progress *Progress) (*sender, error
 	}
 	endpoint := base.JoinPath("v1", "events")
 	endpoint.RawQuery = "dedupe=history"
+	if !cfg.Live {
+		endpoint.RawQuery += "&lane=backfill"
+	}
 	encoder, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest),
 		zstd.WithEncoderConcurrency(cfg.Lanes), zstd.WithWindowSize(1<<20))
 	if err != nil {
@@ -214,10 +217,13 @@ func (s *sender) pause(ctx context.Context, halt <-chan struct{}, pace *pacer, c
 		return context.Cause(ctx)
 	}
 	var wish time.Duration
+	now := time.Now()
 	if status, ok := errors.AsType[*StatusError](cause); ok {
 		wish = status.RetryAfter
+		if status.Status == http.StatusTooManyRequests && wish > 0 && s.cfg.RetryFor > 0 {
+			pace.promised(&s.cfg, now.Add(wish))
+		}
 	}
-	now := time.Now()
 	wait, ok := pace.next(&s.cfg, now, wish)
 	if !ok {
 		return fmt.Errorf("%w after %v: %w", ErrGaveUp, now.Sub(pace.since).Round(time.Second), cause)

@@ -38,6 +38,7 @@ const (
 	halfItems            // 207, the second half failed, to be retried
 	badGatewayHTML       // 502 of a proxy
 	faultKinds
+	overQuota // 429 with Retry-After, nothing taken; takes a second
 )
 
 // fakeServer imitates POST /v1/events: a log per session, dedupe by message id for ever,
@@ -90,7 +91,7 @@ func (f *fakeServer) start() string {
 
 func (f *fakeServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set(workspaceHeader, "ws_test")
-	if r.Method != http.MethodPost || r.URL.Path != "/v1/events" || r.URL.RawQuery != "dedupe=history" {
+	if r.Method != http.MethodPost || r.URL.Path != "/v1/events" || r.URL.RawQuery != "dedupe=history&lane=backfill" {
 		f.t.Errorf("request = %s %s", r.Method, r.URL)
 	}
 	if got := r.Header.Get("Content-Type"); got != "application/x-ndjson" {
@@ -128,6 +129,10 @@ func (f *fakeServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case busy:
 		w.Header().Set("Retry-After", "0")
 		answer(w, 503, errorBody("shutting_down", "This node is shutting down."))
+		return
+	case overQuota:
+		w.Header().Set("Retry-After", "1")
+		answer(w, 429, errorBody("rate_limited", "Too many events."))
 		return
 	case tooFast:
 		answer(w, 429, errorBody("rate_limited", "Too many requests."))

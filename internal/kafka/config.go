@@ -16,6 +16,7 @@ import (
 	"github.com/twmb/franz-go/pkg/sasl/plain"
 	"github.com/twmb/franz-go/pkg/sasl/scram"
 
+	"github.com/playhead-dev/playhead/internal/settings"
 	"github.com/playhead-dev/playhead/schema"
 )
 
@@ -133,24 +134,20 @@ func DefaultConfig() Config {
 
 // Validate reports every setting that is wrong, joined. It reads no files.
 func (c Config) Validate() error {
-	var errs []error
-	check := func(ok bool, key string, value any, want string) {
-		if !ok {
-			errs = append(errs, fmt.Errorf("%s is %v; want %s", key, value, want))
-		}
-	}
-	check(len(c.Brokers) > 0, "brokers", "empty", "one or more host:port")
+	errs := []error{settings.Want(len(c.Brokers) > 0, "brokers", "empty", "one or more host:port")}
 	for i, b := range c.Brokers {
 		_, port, err := net.SplitHostPort(b)
-		check(err == nil && port != "", fmt.Sprintf("brokers[%d]", i), fmt.Sprintf("%q", b), "host:port")
+		errs = append(errs, settings.Want(err == nil && port != "", fmt.Sprintf("brokers[%d]", i), fmt.Sprintf("%q", b), "host:port"))
 	}
-	check(c.Partitions >= 1 && c.Partitions <= schema.MaxPartition+1, "partitions", c.Partitions, "1 to 65536")
-	check(c.ReplicationFactor >= 1 && c.ReplicationFactor <= 100, "replication_factor", c.ReplicationFactor, "1 to 100")
-	check(c.Retention >= -1, "retention", c.Retention, "0, -1ns or a duration")
-	check(c.MaxBatchBytes >= minMaxBatchBytes && c.MaxBatchBytes <= maxMaxBatchBytes, "max_batch_bytes", c.MaxBatchBytes, "1179648 to 104857600 bytes")
-	check(c.FetchMaxBytes >= minFetchMaxBytes && c.FetchMaxBytes <= maxFetchMaxBytes, "fetch_max_bytes", c.FetchMaxBytes, "65536 to 268435456 bytes")
-	check(c.ReadConnections >= 1 && c.ReadConnections <= maxReadConns, "read_connections", c.ReadConnections, "1 to 256")
-	check(c.RetryTimeout >= minRetryTimeout && c.RetryTimeout <= maxRetryTimeout, "retry_timeout", c.RetryTimeout, "1s to 10m")
+	errs = append(errs,
+		settings.InRange("partitions", c.Partitions, 1, schema.MaxPartition+1),
+		settings.InRange("replication_factor", c.ReplicationFactor, 1, 100),
+		settings.Want(c.Retention >= -1, "retention", c.Retention, "0, -1ns or a duration"),
+		settings.InRange("max_batch_bytes", c.MaxBatchBytes, minMaxBatchBytes, maxMaxBatchBytes),
+		settings.InRange("fetch_max_bytes", c.FetchMaxBytes, minFetchMaxBytes, maxFetchMaxBytes),
+		settings.InRange("read_connections", c.ReadConnections, 1, maxReadConns),
+		settings.InRange("retry_timeout", c.RetryTimeout, minRetryTimeout, maxRetryTimeout),
+	)
 	errs = append(errs, c.TLS.problems()...)
 	errs = append(errs, c.SASL.problems()...)
 	return errors.Join(errs...)

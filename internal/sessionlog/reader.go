@@ -47,6 +47,8 @@ type Reader struct {
 
 	// Judge is asked first; nil if there is none.
 	Judge Judge
+	// Erased says which events the reader leaves out; nil: none.
+	Erased schema.ErasedBelow
 	// Spend is told of every record read, of other scopes and for warming up as well,
 	// and of its value's bytes; its error ends the reading. nil sets no bound.
 	Spend func(bytes int) error
@@ -59,7 +61,7 @@ type Reader struct {
 }
 
 // Read calls emit for the scope's events of [from, to) in offset order, hidden ones
-// included, without repeats. It returns the offset to go on from: after an error of emit,
+// included, without repeats and what was erased. It returns the offset to go on from: after an error of emit,
 // which it returns as it is, that behind the event emit was given.
 func (r *Reader) Read(ctx context.Context, from, to int64, emit func(*schema.Event) error) (next int64, err error) {
 	if from >= to {
@@ -79,7 +81,7 @@ func (r *Reader) Read(ctx context.Context, from, to int64, emit func(*schema.Eve
 			return nil // a window that is warmed up later sees it then
 		}
 		repeats, err := r.repeats(ctx, e)
-		if err != nil || repeats || !holds {
+		if err != nil || repeats || !holds || r.Erased.Erased(e) {
 			return err
 		}
 		return emit(e)
@@ -126,6 +128,9 @@ func (r *Reader) decode(record *kgo.Record) *schema.Event {
 // repeats reports whether e repeats an earlier event. The judge mostly knows. Where it
 // does not, a window of our own does, which then sees every further event.
 func (r *Reader) repeats(ctx context.Context, e *schema.Event) (bool, error) {
+	if e.Type == schema.TypeErased && r.window != nil {
+		r.window.Observe(e) // later events may use the ids of those before it again
+	}
 	if e.MessageID == "" {
 		return false, nil
 	}

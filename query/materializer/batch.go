@@ -19,7 +19,7 @@ type batch struct {
 	partition uint16
 
 	bytes        int
-	month        int   // year*12+month of every row; an insert must make one part
+	day          int64 // since 1970, of every row: an insert must make one part, by month or day
 	minMs, maxMs int64 // of the rows
 	kinds        kindCount
 
@@ -46,7 +46,7 @@ func newBatch(epoch uint8, partition uint16) *batch {
 
 // reset empties b and keeps its memory, except what the rows point at.
 func (b *batch) reset() {
-	b.bytes, b.month, b.minMs, b.maxMs, b.kinds = 0, 0, 0, 0, kindCount{}
+	b.bytes, b.day, b.minMs, b.maxMs, b.kinds = 0, 0, 0, 0, kindCount{}
 	empty(&b.workspace)
 	empty(&b.session)
 	empty(&b.workflow)
@@ -77,7 +77,7 @@ func (b *batch) fits(r *row, l limits) bool {
 	if b.len() == 0 {
 		return true
 	}
-	return b.len() < l.rows && b.bytes+r.size() <= l.bytes && monthOf(r.ms) == b.month
+	return b.len() < l.rows && b.bytes+r.size() <= l.bytes && dayOf(r.ms) == b.day
 }
 
 // full reports whether b is worth inserting without waiting for more.
@@ -87,7 +87,7 @@ func (b *batch) full(l limits) bool {
 
 func (b *batch) add(r *row) {
 	if b.len() == 0 {
-		b.month, b.minMs, b.maxMs = monthOf(r.ms), r.ms, r.ms
+		b.day, b.minMs, b.maxMs = dayOf(r.ms), r.ms, r.ms
 	}
 	b.minMs, b.maxMs = min(b.minMs, r.ms), max(b.maxMs, r.ms)
 	b.bytes += r.size()
@@ -151,7 +151,4 @@ func (b *batch) intent(start int64) Intent {
 	}
 }
 
-func monthOf(ms int64) int {
-	t := time.UnixMilli(ms).UTC()
-	return t.Year()*12 + int(t.Month())
-}
+func dayOf(ms int64) int64 { return ms / (24 * time.Hour).Milliseconds() }

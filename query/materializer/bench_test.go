@@ -169,3 +169,42 @@ func BenchmarkInsert(b *testing.B) {
 	b.ReportMetric((cpuTime(b, enginePid())-engine).Seconds()*1e6/float64(rows), "engine-cpu-us/row")
 	b.ReportMetric(float64(rows)/b.Elapsed().Seconds(), "rows/s")
 }
+
+// BenchmarkLostTable makes b.N rows of a lost table anew.
+func BenchmarkLostTable(b *testing.B) {
+	c := newCluster(b, 4)
+	sessions := benchSessions(500)
+	now := time.Now().UnixMilli()
+	payload := benchPayload()
+	for i := range b.N {
+		c.producer.Produce(b.Context(), benchRecord(c, sessions, i, payload, now), nil)
+	}
+	if err := c.producer.Flush(b.Context()); err != nil {
+		b.Fatal(err)
+	}
+	c.launchDiscarding(b)
+	s := newEngineStore(b)
+	b.ResetTimer()
+	c.launch(DefaultConfig(), 1, s)
+	for p := range uint16(4) {
+		for b.Context().Err() == nil {
+			if h, err := s.count(b.Context(), p, offsetRange{end: c.end(p)}); err == nil && int64(h.rows) == c.end(p) {
+				break
+			}
+			time.Sleep(20 * time.Millisecond) // between two looks
+		}
+	}
+	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "events/s")
+}
+
+// launchDiscarding commits the whole log, and keeps no row of it.
+func (c *cluster) launchDiscarding(b *testing.B) {
+	b.Helper()
+	m := c.launch(DefaultConfig(), 1, discardStore{newMemoryStore()})
+	for p := range uint16(c.partitions) {
+		if err := m.marks.Wait(b.Context(), p, c.end(p)); err != nil {
+			b.Fatal(err)
+		}
+	}
+	m.stopped()
+}

@@ -2,8 +2,9 @@ package materializer
 
 import (
 	"errors"
-	"fmt"
 	"time"
+
+	"github.com/playhead-dev/playhead/internal/settings"
 )
 
 // Defaults of Config.
@@ -94,26 +95,16 @@ func DefaultConfig() Config {
 
 // Validate reports every problem of c, joined; nil if there is none.
 func (c Config) Validate() error {
-	var errs []error
-	number := func(key string, value, low, high int) {
-		if value < low || value > high {
-			errs = append(errs, fmt.Errorf("materializer.%s is %d; want %d to %d", key, value, low, high))
-		}
-	}
-	duration := func(key string, value, low, high time.Duration) {
-		if value < low || value > high {
-			errs = append(errs, fmt.Errorf("materializer.%s is %v; want %v to %v", key, value, low, high))
-		}
-	}
-	number("max_batch_rows", c.MaxBatchRows, 1, 1_000_000)
-	number("max_batch_bytes", c.MaxBatchBytes, 64<<10, 256<<20)
-	number("buffer_bytes", c.BufferBytes, c.MaxBatchBytes, 64<<30)
-	duration("linger", c.Linger, 0, 10*time.Second)
-	duration("batch_interval", c.BatchInterval, c.Linger, time.Minute)
-	number("concurrency", c.Concurrency, 1, 256)
-	duration("session_timeout", c.SessionTimeout, time.Second, 5*time.Minute)
-	duration("revoke_timeout", c.RevokeTimeout, 0, 45*time.Second)
-	duration("insert_timeout", c.InsertTimeout, time.Second, 10*time.Minute)
-	duration("self_check_interval", c.SelfCheckInterval, time.Second, time.Hour)
-	return errors.Join(errs...)
+	return errors.Join(
+		settings.InRange("materializer.max_batch_rows", c.MaxBatchRows, 1, 1_000_000),
+		settings.InRange("materializer.max_batch_bytes", c.MaxBatchBytes, 64<<10, 256<<20),
+		settings.InRange("materializer.buffer_bytes", c.BufferBytes, c.MaxBatchBytes, 64<<30),
+		settings.InRange("materializer.linger", c.Linger, 0, 10*time.Second),
+		settings.InRange("materializer.batch_interval", c.BatchInterval, c.Linger, time.Minute),
+		settings.InRange("materializer.concurrency", c.Concurrency, 1, 256),
+		settings.InRange("materializer.session_timeout", c.SessionTimeout, time.Second, 5*time.Minute),
+		settings.InRange("materializer.revoke_timeout", c.RevokeTimeout, 0, 45*time.Second),
+		settings.InRange("materializer.insert_timeout", c.InsertTimeout, time.Second, 10*time.Minute),
+		settings.InRange("materializer.self_check_interval", c.SelfCheckInterval, time.Second, time.Hour),
+	)
 }

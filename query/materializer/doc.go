@@ -16,8 +16,9 @@
 // # What becomes a row
 //
 // Every record does, so that rows and offsets can be compared by counting: an event, a
-// repeat of an earlier event (type playhead.duplicate), or a record that is none of ours
-// (type playhead.dead_letter). See rows.go.
+// repeat of an earlier event (type playhead.duplicate), a record that is none of ours
+// (type playhead.dead_letter), or what is left of an erased event (type playhead.erased).
+// See rows.go.
 //
 // # Files
 //
@@ -31,5 +32,7 @@
 //	commit.go     commits and the reading back of them
 //	settle.go     the state machine that ends a range whose insert is in doubt
 //	store.go      the table: insert, count, kill
-//	selfcheck.go  the standing comparison of table and log, and repairs
+//	rebuild.go    making rows anew, below the committed offset: repairs, a lost table, what was asked for
+//	request.go    how a rebuild is asked for and followed, from any process
+//	selfcheck.go  the standing comparison of table and log
 package materializer

@@ -222,6 +222,7 @@ type cluster struct {
 	config     kafka.Config
 	producer   *kgo.Client
 	admin      *kadm.Client
+	erased     schema.ErasedBelow // of the materialisers launched from then on
 }
 
 func newCluster(t testing.TB, partitions int) *cluster {
@@ -343,6 +344,17 @@ type process struct {
 
 // launch starts a materialiser on the cluster and the store.
 func (c *cluster) launch(cfg Config, epoch uint8, s store) *process {
+	c.t.Helper()
+	return c.start(cfg, epoch, s, 0)
+}
+
+// launchTTL is launch in epoch 1 over a table whose rows expire.
+func (c *cluster) launchTTL(cfg Config, s store, ttl time.Duration) *process {
+	c.t.Helper()
+	return c.start(cfg, 1, s, ttl)
+}
+
+func (c *cluster) start(cfg Config, epoch uint8, s store, ttl time.Duration) *process {
 	t := c.t
 	t.Helper()
 	log, err := kafka.OpenLog(t.Context(), c.config)
@@ -351,14 +363,15 @@ func (c *cluster) launch(cfg Config, epoch uint8, s store) *process {
 	}
 	p := &process{t: t, marks: query.NewWatermarks(), done: make(chan error, 1), reg: prometheus.NewRegistry()}
 	p.Materializer, err = New(cfg, Deps{
-		Kafka: c.options, Log: log, Epoch: epoch, Placement: c.placement, Published: p.marks.Set,
-		Rule:    schema.DedupeRule{Offsets: 1000, Age: 10 * time.Minute},
+		Kafka: c.options, Log: log, Epoch: epoch, Placement: c.placement, Published: p.marks.Set, Erased: c.erased,
+		Rule: schema.DedupeRule{Offsets: 1000, Age: 10 * time.Minute}, TTL: ttl,
 		Metrics: NewMetrics(p.reg), Logger: slog.New(slog.NewTextHandler(testLog{t}, nil)),
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	p.store = s
+	p.requestInterval = 20 * time.Millisecond
 	ctx, cancel := context.WithCancel(context.Background())
 	p.cancel = cancel
 	go func() { p.done <- p.Run(ctx) }()
@@ -447,6 +460,8 @@ func wantExact(t *testing.T, s store, partition uint16, end int64) {
 		t.Errorf("partition %d holds %d rows on %d offsets, want %d on %d", partition, h.rows, h.distinct, end, end)
 	}
 }
+
+func discardLog() *slog.Logger { return slog.New(slog.DiscardHandler) }
 
 // testLog shows what is logged with the test it belongs to.
 type testLog struct{ t testing.TB }

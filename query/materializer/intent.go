@@ -14,7 +14,12 @@ const maxMetadataBytes = 4096
 
 // intentVersion is written into every commit. A reader refuses a higher one: it was
 // written by a newer node, in the middle of a rolling upgrade, by rules we do not know.
-const intentVersion = 1
+// replaceVersion is that of a commit whose intent says Replace: nodes that know version 1
+// alone would count rows that are about to be deleted.
+const (
+	intentVersion  = 1
+	replaceVersion = 2
+)
 
 // ErrIntent reports commit metadata that cannot be acted on.
 var ErrIntent = errors.New("commit metadata of the materialiser's group is not understood")
@@ -28,6 +33,12 @@ type Intent struct {
 	Attempt int   // part of the token; raised when the one before is used up
 	MinMs   int64 // the records' append times in Unix ms, both inclusive: they let a
 	MaxMs   int64 // count of the range skip the parts of other times
+
+	// Rebuild is the id of the rebuild that the range is part of; empty for a range that
+	// is copied for the first time. Replace says that its rows are deleted before they are
+	// inserted, so that what a count finds may be about to go.
+	Rebuild string
+	Replace bool
 }
 
 // IsZero reports whether in announces nothing.
@@ -43,6 +54,9 @@ type committed struct {
 	next   int64  // all records below it are rows
 	intent Intent // in doubt; usually Intent.Start == next, below it if it is a repair
 	gap    Gap    // the last gap, kept so that the alarm outlives a restart
+
+	rebuild Rebuild // under way; zero if none is
+	rebuilt Rebuild // the last one that was asked for and has ended, for whoever asked
 }
 
 // commitMetadata is the JSON form of a commit's metadata. Epoch stands in every
@@ -52,6 +66,8 @@ type commitMetadata struct {
 	Epoch   uint8       `json:"epoch"`
 	Intent  *intentJSON `json:"intent,omitempty"`
 	Gap     *[2]int64   `json:"gap,omitempty"`
+	Rebuild *Rebuild    `json:"rebuild,omitempty"`
+	Rebuilt *Rebuild    `json:"rebuilt,omitempty"`
 }
 
 type intentJSON struct {
@@ -61,6 +77,9 @@ type intentJSON struct {
 	Attempt int   `json:"attempt"`
 	MinMs   int64 `json:"min_ms"`
 	MaxMs   int64 `json:"max_ms"`
+
+	Rebuild string `json:"rebuild,omitempty"`
+	Replace bool   `json:"replace,omitempty"`
 }
 
 // encode returns the metadata of a commit of c.
@@ -69,9 +88,18 @@ func (c committed) encode(epoch uint8) (string, error) {
 	if !c.intent.IsZero() {
 		j := intentJSON(c.intent)
 		m.Intent = &j
+		if c.intent.Replace {
+			m.Version = replaceVersion
+		}
 	}
 	if c.gap != (Gap{}) {
 		m.Gap = &[2]int64{c.gap.Start, c.gap.End}
+	}
+	if c.rebuild != (Rebuild{}) {
+		m.Rebuild = &c.rebuild
+	}
+	if c.rebuilt != (Rebuild{}) {
+		m.Rebuilt = &c.rebuilt
 	}
 	b, err := json.Marshal(m)
 	if err != nil {
@@ -98,14 +126,23 @@ func decodeCommitted(offset int64, metadata string, epoch uint8) (c committed, o
 	if err := json.Unmarshal([]byte(metadata), &m); err != nil {
 		return c, false, fmt.Errorf("%w: %w", ErrIntent, err)
 	}
-	if m.Version != intentVersion {
-		return c, false, fmt.Errorf("%w: version %d, this node writes %d", ErrIntent, m.Version, intentVersion)
+	if m.Version < intentVersion || m.Version > replaceVersion {
+		return c, false, fmt.Errorf("%w: version %d, this node writes up to %d", ErrIntent, m.Version, replaceVersion)
 	}
 	if m.Epoch != epoch {
 		return committed{}, false, nil
 	}
 	if m.Gap != nil {
 		c.gap = Gap{Start: m.Gap[0], End: m.Gap[1]}
+	}
+	for from, into := range map[*Rebuild]*Rebuild{m.Rebuild: &c.rebuild, m.Rebuilt: &c.rebuilt} {
+		if from == nil {
+			continue
+		}
+		if err := from.check(); err != nil {
+			return c, false, fmt.Errorf("%w: %w", ErrIntent, err)
+		}
+		*into = *from
 	}
 	if m.Intent != nil {
 		c.intent = Intent(*m.Intent)
@@ -127,13 +164,24 @@ func (in Intent) check(next int64) error {
 		return fmt.Errorf("%d records in range [%d, %d)", in.Records, in.Start, in.End)
 	case in.Attempt < 0 || in.MaxMs < in.MinMs:
 		return fmt.Errorf("attempt %d, times %d to %d", in.Attempt, in.MinMs, in.MaxMs)
+	case len(in.Rebuild) > maxRebuildID:
+		return fmt.Errorf("rebuild id of %d bytes", len(in.Rebuild))
 	}
 	return nil
+}
+
+// removal names the deleting of a range's rows before they are inserted anew.
+func (in Intent) removal(partition uint16) string {
+	return fmt.Sprintf("rebuild-%s/%d/%d-%d/remove", in.Rebuild, partition, in.Start, in.End)
 }
 
 // token names one try to insert a range. It is the deduplication token, so that of two
 // equal inserts one counts, and the query id, so that a second one is refused while
 // the first still runs, and that one can be killed.
 func (in Intent) token(epoch uint8, partition uint16) string {
-	return fmt.Sprintf("%d/%s/%d/%d-%d/%d", epoch, schema.TopicEvents, partition, in.Start, in.End, in.Attempt)
+	rebuild := ""
+	if in.Rebuild != "" {
+		rebuild = "rebuild-" + in.Rebuild + "/"
+	}
+	return fmt.Sprintf("%d/%s/%d/%d-%d/%s%d", epoch, schema.TopicEvents, partition, in.Start, in.End, rebuild, in.Attempt)
 }

@@ -71,6 +71,13 @@ func (s *memoryStore) end(ctx context.Context, partition uint16, from int64) (in
 	return end, context.Cause(ctx)
 }
 
+func (s *memoryStore) remove(ctx context.Context, partition uint16, r offsetRange, _ string) error {
+	s.deleteRows(nil, partition, r.start, r.end)
+	return context.Cause(ctx)
+}
+
+func (s *memoryStore) removed(ctx context.Context, _ string) error { return context.Cause(ctx) }
+
 func (s *memoryStore) kill(ctx context.Context, _ string) error { return context.Cause(ctx) }
 
 func (s *memoryStore) forgetTokens(*testing.T) {

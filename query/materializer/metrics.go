@@ -27,6 +27,8 @@ type Metrics struct {
 	lag       *prometheus.GaugeVec // partition
 	stopped   *prometheus.GaugeVec // partition
 	gap       *prometheus.GaugeVec // partition
+
+	incomplete *prometheus.GaugeVec // partition
 }
 
 // NewMetrics makes the metrics and registers them with reg; nil registers them nowhere.
@@ -56,15 +58,16 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		settled:       counters("settled_total", "Decisions about ranges whose insert was in doubt.", "action"),
 		gapOffsets:    counter("gap_offsets_total", "Offsets lost because Kafka deleted them before they became rows. Alarm."),
 		checks:        counters("self_checks_total", "Comparisons of the table with the log, by result. Anything but ok is an alarm.", "result"),
-		repairedRows:  counter("repaired_rows_total", "Missing rows that a self-check put back."),
+		repairedRows:  counter("repaired_rows_total", "Missing rows that were put back, after a self-check, a loss or a request."),
 		committed:     gauges("committed_offset", "Committed offset: all records below it are rows."),
 		lag:           gauges("lag_offsets", "High watermark minus committed offset. Offsets have gaps: not a count of records."),
 		stopped:       gauges("stopped_partition", "1 while a partition is stopped for a reason that needs a human. Alarm."),
 		gap:           gauges("gap_partition", "1 if the partition's history has a gap. Alarm."),
+		incomplete:    gauges("incomplete_partition", "1 while rows that were lost, or are being replaced, are made anew from Kafka: pages may lack them."),
 	}
 	if reg != nil {
 		reg.MustRegister(m.rows, m.bytes, m.inserts, m.insertErrors, m.insertSeconds, m.visible, m.commits, m.retries,
-			m.fenced, m.settled, m.gapOffsets, m.checks, m.repairedRows, m.committed, m.lag, m.stopped, m.gap)
+			m.fenced, m.settled, m.gapOffsets, m.checks, m.repairedRows, m.committed, m.lag, m.stopped, m.gap, m.incomplete)
 	}
 	return m
 }
@@ -77,19 +80,21 @@ func (m *Metrics) partition(p uint16) partitionMetrics {
 		lag:       m.lag.WithLabelValues(label),
 		stopped:   m.stopped.WithLabelValues(label),
 		gap:       m.gap.WithLabelValues(label),
+
+		incomplete: m.incomplete.WithLabelValues(label),
 	}
 }
 
 // forget drops the gauges of a partition that is no longer ours.
 func (m *Metrics) forget(p uint16) {
 	label := strconv.Itoa(int(p))
-	for _, g := range []*prometheus.GaugeVec{m.committed, m.lag, m.stopped, m.gap} {
+	for _, g := range []*prometheus.GaugeVec{m.committed, m.lag, m.stopped, m.gap, m.incomplete} {
 		g.DeleteLabelValues(label)
 	}
 }
 
 // partitionMetrics are the gauges of one partition.
-type partitionMetrics struct{ committed, lag, stopped, gap prometheus.Gauge }
+type partitionMetrics struct{ committed, lag, stopped, gap, incomplete prometheus.Gauge }
 
 // addRows counts an acknowledged insert.
 func (m *Metrics) addRows(b *batch) {

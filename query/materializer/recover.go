@@ -37,8 +37,12 @@ func (w *worker) load() error {
 		}
 	}
 	w.gauges.gap.Set(boolGauge(w.state.gap != Gap{}))
+	w.gauges.incomplete.Set(boolGauge(w.state.rebuild.Incomplete()))
 	w.publish()
-	return w.findUnannounced()
+	if err := w.findUnannounced(); err != nil {
+		return err
+	}
+	return w.findLost(start)
 }
 
 // firstState is where a partition without a committed offset begins: at the log's start,
@@ -173,7 +177,7 @@ func (w *worker) recover() error {
 	}
 	j := &w.judge
 	if in.End <= w.state.next { // a repair: the window at hand is already past it
-		j = &judge{epoch: w.epoch, partition: w.partition, placement: w.placement}
+		j = &judge{epoch: w.epoch, partition: w.partition, placement: w.placement, erased: w.erased}
 		if err := w.warmUp(j, in.Start); err != nil {
 			return err
 		}
@@ -188,13 +192,30 @@ func (w *worker) recover() error {
 		}
 	}
 	if b.len() > 0 && !w.state.intent.IsZero() {
-		if err := w.settle(b); err != nil {
+		if err := w.finish(b); err != nil {
 			return err
 		}
 	}
 	w.state.next = max(w.state.next, in.End)
 	w.state.intent = Intent{}
 	return w.commit()
+}
+
+// finish brings the announced range, whose rows are b's, into the table. Rows that were to
+// be replaced may be there still, doubled even, or deleted, or inserted anew: that begins
+// again.
+func (w *worker) finish(b *batch) error {
+	if !w.state.intent.Replace {
+		return w.settle(b)
+	}
+	if _, err := w.killAndCount(w.state.intent); err != nil {
+		return err
+	}
+	w.state.intent.Attempt++
+	if err := w.commit(); err != nil {
+		return err
+	}
+	return w.replace(b)
 }
 
 // clip narrows the announced range to the records that Kafka still has, from began on,

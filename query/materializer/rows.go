@@ -49,16 +49,20 @@ func (r *row) size() int {
 }
 
 // judge makes rows of the records of one partition, fed in offset order. A row depends
-// on its record and on the dedupe window before it and on nothing else (no clock, no
-// random), so whoever reads the same range again makes the same rows.
+// on its record, on the dedupe window before it, and on whether it was erased, and on
+// nothing else (no clock, no random). So whoever reads the same range again makes the same
+// rows, but for those that were erased meanwhile; they have the same places, so counting
+// does not see the difference, and query.Eraser mends what was inserted before.
 type judge struct {
 	epoch     uint8
 	partition uint16
 	placement func(workspace string) schema.Placement
 	window    *schema.Window
+	erased    schema.ErasedBelow
 }
 
-// row returns the record's row: an event, a repeat or a dead letter. There is no error:
+// row returns the record's row: an event, a repeat, a dead letter or what is left of an
+// erased event. There is no error:
 // the offsets of the table have no holes.
 func (j *judge) row(r *kgo.Record) row {
 	ms := r.Timestamp.UnixMilli()
@@ -72,6 +76,10 @@ func (j *judge) row(r *kgo.Record) row {
 	e, err := schema.DecodeRecord(id, r.Headers, r.Value)
 	if err != nil {
 		return deadLetter(r, ms, err)
+	}
+	if j.erased.Erased(e) { // whatever it would be otherwise, a dead letter too
+		j.window.Observe(e)
+		return row{workspace: e.Workspace, offset: r.Offset, ms: ms, kind: schema.TypeErased}
 	}
 	if want := j.placement(e.Workspace).Partition(e.Workspace, e.Session); want != j.partition {
 		return deadLetter(r, ms, fmt.Errorf("session belongs in partition %d", want))

@@ -24,7 +24,7 @@ type Log interface {
 	Read(ctx context.Context, partition uint16, from, to int64, fn func(*kgo.Record) error) (next int64, err error)
 }
 
-// Deps are what a Materializer works with. All fields but Published, Metrics and Logger
+// Deps are what a Materializer works with. All fields but Erased, Published, Metrics and Logger
 // are required.
 type Deps struct {
 	Kafka []kgo.Opt // how every client reaches the brokers (kafka.Config.Options)
@@ -38,9 +38,16 @@ type Deps struct {
 	// elsewhere becomes a dead letter.
 	Placement func(workspace string) schema.Placement
 
+	// Erased says which events are no more; nil: none.
+	Erased schema.ErasedBelow
+
 	// Published is told the watermark of a partition of ours, after each commit
 	// (query.Watermarks.Set). It must not block.
 	Published func(partition uint16, next int64)
+
+	// TTL is how old rows become before ClickHouse deletes them (query.TableConfig.TTL):
+	// those that may have expired are neither missed nor rebuilt. 0: they are kept.
+	TTL time.Duration
 
 	Metrics *Metrics
 	Logger  *slog.Logger
@@ -53,13 +60,17 @@ type Materializer struct {
 	epoch        uint8
 	rule         schema.DedupeRule
 	placement    func(string) schema.Placement
+	erased       schema.ErasedBelow
 	published    func(uint16, int64)
 	kafkaOptions []kgo.Opt
 	kafkaLog     Log
 	store        store
-	metrics      *Metrics
-	logger       *slog.Logger
-	inserts      chan struct{} // one token an insert in flight
+	ttl          time.Duration
+
+	requestInterval time.Duration // between two looks for requests
+	metrics         *Metrics
+	logger          *slog.Logger
+	inserts         chan struct{} // one token an insert in flight
 
 	mu     sync.Mutex          // guards owned; no call out is made under it
 	owned  map[uint16]*running // the partitions that are ours
@@ -87,14 +98,18 @@ func New(cfg Config, deps Deps) (*Materializer, error) {
 		epoch:        deps.Epoch,
 		rule:         deps.Rule,
 		placement:    deps.Placement,
+		erased:       deps.Erased,
 		published:    deps.Published,
 		kafkaOptions: deps.Kafka,
 		kafkaLog:     deps.Log,
 		store:        &clickHouse{conn: deps.Conn, epoch: deps.Epoch, timeout: cfg.InsertTimeout},
-		metrics:      deps.Metrics,
-		logger:       deps.Logger,
-		inserts:      make(chan struct{}, cfg.Concurrency),
-		owned:        make(map[uint16]*running),
+		ttl:          deps.TTL,
+
+		requestInterval: defaultRequestInterval,
+		metrics:         deps.Metrics,
+		logger:          deps.Logger,
+		inserts:         make(chan struct{}, cfg.Concurrency),
+		owned:           make(map[uint16]*running),
 	}
 	if m.published == nil {
 		m.published = func(uint16, int64) {}
@@ -136,6 +151,7 @@ func (m *Materializer) Run(ctx context.Context) error {
 	cl.PauseFetchTopics(schema.TopicEvents)
 	var checker sync.WaitGroup
 	checker.Go(func() { m.selfCheck(ctx) })
+	checker.Go(func() { m.followRequests(ctx, kadm.NewClient(cl)) })
 	m.watchGroup(ctx, cl)
 	checker.Wait()
 	m.stop()
@@ -190,7 +206,7 @@ func (m *Materializer) newWorker(cl *kgo.Client, partition uint16) *running {
 			hard:         hard,
 			log:          m.logger.With("partition", partition, "generation", generation),
 			gauges:       m.metrics.partition(partition),
-			judge:        judge{epoch: m.epoch, partition: partition, placement: m.placement},
+			judge:        judge{epoch: m.epoch, partition: partition, placement: m.placement, erased: m.erased},
 			batch:        newBatch(m.epoch, partition),
 		},
 		soften: soften, harden: harden, done: make(chan struct{}),

@@ -16,6 +16,8 @@ import (
 const (
 	// checkOffsets bounds the offsets of one comparison with the log's past.
 	checkOffsets = 200_000
+	// muchMissing is how many rows missing in one comparison make a loss of data likely.
+	muchMissing = 10_000
 	// maxLedger bounds the ranges a partition remembers until they are compared.
 	// Neighbours are one range, so there are several only around a gap.
 	maxLedger = 16
@@ -142,22 +144,39 @@ func (m *Materializer) check(ctx context.Context, w *worker) error {
 	if err != nil || !ok {
 		return err
 	}
+	if state.rebuild.ID != "" {
+		return nil // rows are missing, and come
+	}
 	if s, ok := w.ledger.take(state.next); ok {
-		return m.compare(ctx, w, s.offsetRange, s.records)
+		if s.minMs < m.keptFromMs() {
+			return nil
+		}
+		return m.compare(ctx, w, s.offsetRange, s.records, state.next)
 	}
 	start, _, err := m.kafkaLog.Bounds(ctx, w.partition)
-	if err != nil || start >= state.next {
+	if err != nil {
 		return err
+	}
+	if m.ttl > 0 {
+		kept, err := m.kafkaLog.OffsetForTime(ctx, w.partition, m.keptFromMs())
+		if err != nil {
+			return err
+		}
+		start = max(start, kept)
+	}
+	if start >= state.next {
+		return nil
 	}
 	r := w.ledger.step(start, state.next)
 	// Without gaps in the offsets a range has as many records as offsets. If it has
 	// gaps, comparing finds out by reading.
-	return m.compare(ctx, w, r, int(r.end-r.start))
+	return m.compare(ctx, w, r, int(r.end-r.start), state.next)
 }
 
 // compare counts a range that is settled. If the count is not what it should be, it
-// reads the range from Kafka and finds out what is wrong.
-func (m *Materializer) compare(ctx context.Context, w *worker, r offsetRange, records int) error {
+// reads the range from Kafka and finds out what is wrong. Where much is missing, more may
+// be: all from there to next, the committed offset, is rebuilt then.
+func (m *Materializer) compare(ctx context.Context, w *worker, r offsetRange, records int, next int64) error {
 	h, err := m.store.count(ctx, w.partition, r)
 	if err != nil {
 		return err
@@ -185,7 +204,11 @@ func (m *Materializer) compare(ctx context.Context, w *worker, r offsetRange, re
 		m.metrics.checks.WithLabelValues("ok").Inc()
 	}
 	if n := len(diff.missing); n > 0 {
-		w.ledger.ask(stretchGap{start: diff.missing[0], end: diff.missing[n-1] + 1})
+		g := stretchGap{start: diff.missing[0], end: diff.missing[n-1] + 1}
+		if n >= muchMissing {
+			g.end = next
+		}
+		w.ledger.ask(g)
 	}
 	return nil
 }
@@ -199,8 +222,13 @@ type difference struct {
 
 func (m *Materializer) difference(ctx context.Context, partition uint16, r offsetRange) (d difference, err error) {
 	var records []int64
+	expired := make(map[int64]bool) // rows that need not be there
+	keptFrom := m.keptFromMs()
 	next, err := m.kafkaLog.Read(ctx, partition, r.start, r.end, func(rec *kgo.Record) error {
 		records = append(records, rec.Offset)
+		if rec.Timestamp.UnixMilli() < keptFrom {
+			expired[rec.Offset] = true
+		}
 		return nil
 	})
 	if out := (*kafka.OffsetRangeError)(nil); errors.As(err, &out) {
@@ -224,7 +252,9 @@ func (m *Materializer) difference(ctx context.Context, partition uint16, r offse
 	for len(records) > 0 || len(rows) > 0 {
 		switch {
 		case len(rows) == 0 || len(records) > 0 && records[0] < rows[0]:
-			d.missing = append(d.missing, records[0])
+			if !expired[records[0]] {
+				d.missing = append(d.missing, records[0])
+			}
 			records = records[1:]
 		case len(records) == 0 || rows[0] < records[0]:
 			d.foreign++
@@ -234,62 +264,4 @@ func (m *Materializer) difference(ctx context.Context, partition uint16, r offse
 		}
 	}
 	return d, nil
-}
-
-// repairAsked puts back the missing rows that a comparison found, if it asked for that.
-// The worker does it, between two batches, as it does a batch: announced, then settled
-// by counting.
-func (w *worker) repairAsked() error {
-	g, ok := w.ledger.asked()
-	if !ok {
-		return nil
-	}
-	w.log.Warn("repairing", "start", g.start, "end", g.end)
-	j := &judge{epoch: w.epoch, partition: w.partition, placement: w.placement}
-	if err := w.warmUp(j, g.start); err != nil {
-		return err
-	}
-	l := w.limits()
-	b := newBatch(w.epoch, w.partition)
-	settle := func() error {
-		if b.len() == 0 {
-			return nil
-		}
-		before := w.rowsHeld(b)
-		w.state.intent = b.intent(int64(b.offset[0]))
-		if err := w.commit(); err != nil {
-			return err
-		}
-		if err := w.settle(b); err != nil {
-			return err
-		}
-		w.state.intent = Intent{}
-		w.metrics.repairedRows.Add(float64(max(0, b.len()-before)))
-		b.reset()
-		return w.commit()
-	}
-	_, err := w.read(g.start, g.end, func(r *kgo.Record) error {
-		made := j.row(r)
-		if !b.fits(&made, l) || b.full(l) {
-			if err := settle(); err != nil {
-				return err
-			}
-		}
-		b.add(&made)
-		return nil
-	})
-	if err != nil {
-		return fmt.Errorf("repair offsets %d to %d: %w", g.start, g.end, err)
-	}
-	return settle()
-}
-
-// rowsHeld counts b's range for the metric of repaired rows; an error counts as none
-// missing.
-func (w *worker) rowsHeld(b *batch) int {
-	h, err := w.store.count(w.hard, w.partition, b.intent(int64(b.offset[0])).offsetRange())
-	if err != nil {
-		return b.len()
-	}
-	return h.rows
 }

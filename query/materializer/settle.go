@@ -55,11 +55,15 @@ func (a action) String() string {
 // statement of ours running. acknowledged says that since the count before this one an
 // insert of the whole range under the present token was acknowledged: if there is still
 // nothing, the server took it for a repeat of something it lost, and the token is used up.
-func decide(n int, h held, acknowledged bool) action {
+// expiring says that the rows may have expired, so that they need not stay: then an
+// acknowledged insert of whatever was missing is enough, which sent says.
+func decide(n int, h held, acknowledged, sent, expiring bool) action {
 	switch {
 	case h.rows > n || h.rows != h.distinct:
 		return actionStop
 	case h.rows == n:
+		return actionDone
+	case expiring && sent:
 		return actionDone
 	case h.rows > 0:
 		return actionSendRest
@@ -77,7 +81,8 @@ func decide(n int, h held, acknowledged bool) action {
 // its intent.
 func (w *worker) settle(b *batch) error {
 	in := &w.state.intent
-	acknowledged := false
+	acknowledged, sent := false, false
+	expiring := in.MinMs < w.keptFromMs()
 	var pause backoff
 	for attempts := 0; attempts < maxAttempts; {
 		h, err := w.killAndCount(*in)
@@ -87,7 +92,7 @@ func (w *worker) settle(b *batch) error {
 			}
 			continue
 		}
-		act := decide(b.len(), h, acknowledged)
+		act := decide(b.len(), h, acknowledged, sent, expiring)
 		w.metrics.settled.WithLabelValues(act.String()).Inc()
 		w.log.Info("settling a range", "start", in.Start, "end", in.End, "attempt", in.Attempt,
 			"records", b.len(), "rows", h.rows, "offsets", h.distinct, "action", act.String())
@@ -120,7 +125,7 @@ func (w *worker) settle(b *batch) error {
 		case actionSend:
 		}
 		err = w.insert(rows)
-		acknowledged = err == nil && rows == b
+		acknowledged, sent = err == nil && rows == b, err == nil
 		if err != nil {
 			if err := w.pause(&pause, "insert", err); err != nil {
 				return err
@@ -132,6 +137,11 @@ func (w *worker) settle(b *batch) error {
 
 // killAndCount counts a range with none of our statements on it running any more.
 func (w *worker) killAndCount(in Intent) (held, error) {
+	if in.Replace {
+		if err := w.store.removed(w.hard, in.removal(w.partition)); err != nil {
+			return held{}, err
+		}
+	}
 	if err := w.store.kill(w.hard, in.token(w.epoch, w.partition)); err != nil {
 		if !answered(err) {
 			return held{}, err

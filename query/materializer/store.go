@@ -39,6 +39,12 @@ type store interface {
 	offsets(ctx context.Context, partition uint16, r offsetRange) ([]int64, error)
 	// kill ends the query of that id, if it runs, and waits until it has ended.
 	kill(ctx context.Context, token string) error
+	// remove deletes the rows of a range and returns once they are gone. name is the
+	// statement's query id and stands in the mutation, for removed.
+	remove(ctx context.Context, partition uint16, r offsetRange, name string) error
+	// removed ends the statement of a remove of that name, if it runs, and waits until
+	// what it has begun is done: nothing of it deletes a row any more.
+	removed(ctx context.Context, name string) error
 	// end returns one more than the highest offset at or above from; from if none.
 	end(ctx context.Context, partition uint16, from int64) (int64, error)
 }
@@ -215,6 +221,44 @@ func (s *clickHouse) kill(ctx context.Context, token string) error {
 		return fmt.Errorf("kill %s: %w", token, err)
 	}
 	return nil
+}
+
+func (s *clickHouse) remove(ctx context.Context, partition uint16, r offsetRange, name string) error {
+	statement := "ALTER TABLE " + schema.TableEvents + " DELETE" + r.where() + " AND '" + name + "' != '' SETTINGS mutations_sync = 0"
+	bounded, cancel := s.bound(s.params(ctx, partition, r))
+	defer cancel()
+	if err := s.conn.Exec(clickhouse.Context(bounded, clickhouse.WithQueryID(name)), statement); err != nil {
+		return fmt.Errorf("remove %s: %w", name, err)
+	}
+	return s.removed(ctx, name)
+}
+
+// mutationPause is between two looks at a mutation: they take seconds at least.
+const mutationPause = 50 * time.Millisecond
+
+func (s *clickHouse) removed(ctx context.Context, name string) error {
+	if err := s.kill(ctx, name); err != nil && !answered(err) {
+		return err
+	}
+	for {
+		left, err := s.mutationsLeft(ctx, name)
+		if err != nil || left == 0 {
+			return err
+		}
+		sleep(ctx, mutationPause)
+	}
+}
+
+// mutationsLeft counts the mutations of that name that are not done.
+func (s *clickHouse) mutationsLeft(ctx context.Context, name string) (left uint64, err error) {
+	ctx, cancel := s.bound(ctx)
+	defer cancel()
+	err = s.conn.QueryRow(ctx, "SELECT count() FROM system.mutations WHERE database = currentDatabase() AND table = '"+
+		schema.TableEvents+"' AND NOT is_done AND position(command, '"+name+"') > 0").Scan(&left)
+	if err != nil {
+		return 0, fmt.Errorf("wait for mutation %s: %w", name, err)
+	}
+	return left, nil
 }
 
 // ErrStoreTimeout is the cause of a statement that took longer than

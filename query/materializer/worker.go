@@ -23,6 +23,8 @@ var ErrTruncated = errors.New("committed offset lies beyond the end of the log")
 const (
 	// idlePoll is how long a worker without records waits before it looks around.
 	idlePoll = time.Second
+	// rebuildPoll is how long it waits for new records between two batches of a rebuild.
+	rebuildPoll = time.Millisecond
 	// stoppedPause is how long a stopped partition waits before it looks whether what
 	// stopped it was mended.
 	stoppedPause = 30 * time.Second
@@ -58,6 +60,9 @@ type worker struct {
 	pending []*kgo.Record // polled, and not yet made rows of
 
 	lastInsert time.Time
+
+	requests  requestBox
+	rebuilder *rebuilder // nil: not begun in this life
 }
 
 // run works until the partition is given up. It returns after its last statement.
@@ -105,7 +110,7 @@ func mustStop(err error) bool {
 // life takes the partition from its committed state to the end of soft, or to the first
 // error, and leaves nothing in memory that the next life would need.
 func (w *worker) life() error {
-	w.dirty, w.held, w.pending, w.oldestMs = false, nil, nil, 0
+	w.dirty, w.held, w.pending, w.oldestMs, w.rebuilder = false, nil, nil, 0, nil
 	if err := w.load(); err != nil {
 		return err
 	}
@@ -126,7 +131,7 @@ func (w *worker) life() error {
 	defer t.close()
 	w.log.Info("partition is being copied", "offset", w.state.next)
 	for {
-		if err := w.repairAsked(); err != nil {
+		if err := w.rebuildSome(); err != nil {
 			return err
 		}
 		if err := w.gather(t); err != nil {
@@ -170,9 +175,15 @@ func (w *worker) gather(t *tail) error {
 			if err := w.commitIfDirty(); err != nil {
 				return err
 			}
+			if err := w.rebuildSome(); err != nil { // with the time that waiting would take
+				return err
+			}
 			wait := idlePoll
+			if w.state.rebuild.ID != "" {
+				wait = rebuildPoll
+			}
 			if !born.IsZero() {
-				wait = w.lingerLeft(born)
+				wait = min(wait, w.lingerLeft(born))
 			}
 			if wait <= 0 {
 				return nil

@@ -106,13 +106,7 @@ func (a *Audience) Read(dst []*Entry, from int64, limit int) ([]*Entry, Span) {
 	if s := a.index.session; s != nil {
 		span.EndedAt = s.state.EndedAt
 	}
-	entries := a.entries()
-	i := entries.search(from)
-	for ; i < entries.len() && limit > 0; i++ {
-		dst = append(dst, entries.at(i))
-		limit--
-	}
-	span.More = i < entries.len()
+	dst, span.More = a.entries().appendFrom(dst, from, limit)
 	return dst, span
 }
 

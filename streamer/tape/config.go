@@ -2,9 +2,9 @@ package tape
 
 import (
 	"errors"
-	"fmt"
 	"time"
 
+	"github.com/playhead-dev/playhead/internal/settings"
 	"github.com/playhead-dev/playhead/schema"
 )
 
@@ -58,24 +58,17 @@ func DefaultConfig() Config {
 // Validate reports every setting that is out of range.
 func (c Config) Validate() error {
 	return errors.Join(
-		within("max_age", c.MaxAge, time.Second, time.Hour),
-		within("max_bytes", c.MaxBytes, 1<<20, 4<<30),
-		within("max_sessions", c.MaxSessions, 100, 10_000_000),
-		within("dedupe_offsets", c.DedupeOffsets, 1, 100_000_000),
-		within("dedupe_age", c.DedupeAge, time.Millisecond, 24*time.Hour),
-		within("idle_after", c.IdleAfter, time.Second, 24*time.Hour),
-		within("fetch_max_bytes", c.FetchMaxBytes, 1<<20, 256<<20),
+		settings.InRange("max_age", c.MaxAge, time.Second, time.Hour),
+		settings.InRange("max_bytes", c.MaxBytes, 1<<20, 4<<30),
+		settings.InRange("max_sessions", c.MaxSessions, 100, 10_000_000),
+		settings.InRange("dedupe_offsets", c.DedupeOffsets, 1, 100_000_000),
+		settings.InRange("dedupe_age", c.DedupeAge, time.Millisecond, 24*time.Hour),
+		settings.InRange("idle_after", c.IdleAfter, time.Second, 24*time.Hour),
+		settings.InRange("fetch_max_bytes", c.FetchMaxBytes, 1<<20, 256<<20),
 	)
 }
 
 // Rule returns the dedupe rule.
 func (c Config) Rule() schema.DedupeRule {
 	return schema.DedupeRule{Offsets: c.DedupeOffsets, Age: c.DedupeAge}
-}
-
-func within[T int | int64 | time.Duration](key string, v, low, high T) error {
-	if v < low || v > high {
-		return fmt.Errorf("%s is %v; want %v to %v", key, v, low, high)
-	}
-	return nil
 }

@@ -2,23 +2,40 @@ package tape
 
 import "github.com/playhead-dev/playhead/schema"
 
-// SessionEvents returns up to limit visible events of a session at or above offset
-// from, oldest first, and the offsets that the tape covered when it looked: from start
+// ScopeEvents returns up to limit visible events of a scope at or above offset from,
+// oldest first, and the offsets that the tape covered when it looked: from start
 // (inclusive) to next (exclusive). Events below start have to be had elsewhere. If
 // fewer than limit come back, there are no more below next.
-func (t *Tape) SessionEvents(workspace, id string, from int64, limit int) (events []*schema.Event, start, next int64) {
+func (t *Tape) ScopeEvents(scope schema.Scope, from int64, limit int) (events []*schema.Event, start, next int64) {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
-	s := t.sessions[sessionKey{workspace, id}]
-	if s == nil {
+	x := t.groups[scope]
+	if scope.Session != "" {
+		s := t.sessions[sessionKey{scope.Workspace, scope.Session}]
+		if s == nil {
+			return nil, t.start, t.next
+		}
+		x = &s.index
+	}
+	if x == nil {
 		return nil, t.start, t.next
 	}
-	for i := s.entries.search(from); i < s.entries.len() && len(events) < limit; i++ {
-		if e := s.entries.at(i); !e.Hidden() {
+	for i := x.entries.search(from); i < x.entries.len() && len(events) < limit; i++ {
+		if e := x.entries.at(i); !e.Hidden() {
 			events = append(events, &e.Event)
 		}
 	}
 	return events, t.start, t.next
+}
+
+// ScopeRecords is ScopeEvents with hidden events as well: all that a state is folded from.
+func (t *Tape) ScopeRecords(scope schema.Scope, from int64, limit int) (events []*schema.Event, start, next int64) {
+	entries, span := t.ReadScope(nil, scope, from, limit)
+	events = make([]*schema.Event, len(entries))
+	for i, e := range entries {
+		events[i] = &e.Event
+	}
+	return events, span.Start, span.Next
 }
 
 // ReadScope appends up to limit entries of a scope at or above offset from to dst,
@@ -38,12 +55,7 @@ func (t *Tape) ReadScope(dst []*Entry, scope schema.Scope, from int64, limit int
 	if x == nil {
 		return dst, span
 	}
-	i := x.entries.search(from)
-	for ; i < x.entries.len() && limit > 0; i++ {
-		dst = append(dst, x.entries.at(i))
-		limit--
-	}
-	span.More = i < x.entries.len()
+	dst, span.More = x.entries.appendFrom(dst, from, limit)
 	return dst, span
 }
 

@@ -42,6 +42,17 @@ func (r *ring) resize(size int) {
 	r.buf, r.head = buf, 0
 }
 
+// appendFrom appends up to limit entries at or above offset from to dst, and reports
+// whether there are more.
+func (r *ring) appendFrom(dst []*Entry, from int64, limit int) (_ []*Entry, more bool) {
+	i := r.search(from)
+	for ; i < r.n && limit > 0; i++ {
+		dst = append(dst, r.at(i))
+		limit--
+	}
+	return dst, i < r.n
+}
+
 // search returns the index of the first entry at or above offset.
 func (r *ring) search(offset int64) int {
 	low, high := 0, r.n

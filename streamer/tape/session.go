@@ -22,7 +22,9 @@ type session struct {
 	last     int64 // offset of the last record folded in, -1 if none
 	complete bool
 	loading  chan struct{} // closed when the load in progress ends; nil if there is none
-	recency  *list.Element // its place in Tape.recent
+	// generation counts the session's erasures: a load that began before one is of no use.
+	generation int
+	recency    *list.Element // its place in Tape.recent
 }
 
 // session returns the entry of a session, made if there is none; mu is held.
@@ -103,7 +105,8 @@ func (t *Tape) Ended(workspace, id string) (offset int64, ended bool) {
 }
 
 // load merges the past into the session's state and returns it, or waits for whoever is
-// doing so; then loaded is false, and the caller looks again.
+// doing so, or finds the session erased meanwhile; then loaded is false, and the caller
+// looks again.
 func (t *Tape) load(ctx context.Context, workspace, id string) (state schema.Session, loaded bool, err error) {
 	t.mu.Lock()
 	s := t.session(workspace, id)
@@ -122,6 +125,7 @@ func (t *Tape) load(ctx context.Context, workspace, id string) (state schema.Ses
 	}
 	s.loading = make(chan struct{})
 	to := schema.Position{Epoch: t.epoch, Partition: t.partition, Offset: s.since}
+	generation := s.generation
 	t.mu.Unlock()
 
 	base, err := t.past.SessionBase(ctx, workspace, id, to)
@@ -132,6 +136,9 @@ func (t *Tape) load(ctx context.Context, workspace, id string) (state schema.Ses
 	s.loading = nil
 	if err != nil {
 		return schema.Session{}, false, fmt.Errorf("session state below %d of partition %d: %w", to.Offset, t.partition, err)
+	}
+	if s.generation != generation {
+		return schema.Session{}, false, nil // the caller looks again
 	}
 	s.state = base.Merge(s.state)
 	s.complete = true

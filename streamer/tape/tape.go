@@ -14,13 +14,14 @@ import (
 )
 
 // Tape is the recent past of one Kafka partition. It covers the offsets from Start
-// (inclusive) to Next (exclusive): every event of those offsets that is no repeat is
-// on it. All methods are safe for concurrent use.
+// (inclusive) to Next (exclusive): every event of those offsets that is no repeat and not
+// erased is on it. All methods are safe for concurrent use.
 type Tape struct {
 	partition uint16
 	cfg       Config
 	past      Past
 	metrics   *Metrics
+	erased    schema.ErasedBelow
 
 	mu        sync.RWMutex
 	window    *schema.Window
@@ -195,6 +196,10 @@ func (t *Tape) append(records []record, nowMs int64) {
 		}
 		if duplicate {
 			t.metrics.duplicates.Inc()
+			continue
+		}
+		// Under the lock, so that erase takes away what came before it was known.
+		if t.erased.Erased(&r.event.Event) {
 			continue
 		}
 		woken = t.put(r.event, nowMs, woken)

@@ -53,9 +53,9 @@ func (m *model) append(events ...*schema.Event) {
 
 func (m *model) check(t *testing.T, session string, from int64, limit int) {
 	t.Helper()
-	got, start, next := m.tape.SessionEvents("w", session, from, limit)
+	got, start, next := m.tape.ScopeEvents(schema.Scope{Workspace: "w", Session: session}, from, limit)
 	if next != m.next {
-		t.Fatalf("SessionEvents(%s) covers up to %d, want %d", session, next, m.next)
+		t.Fatalf("ScopeEvents(%s) covers up to %d, want %d", session, next, m.next)
 	}
 	var want []int64
 	for _, e := range m.kept {
@@ -68,7 +68,7 @@ func (m *model) check(t *testing.T, session string, from int64, limit int) {
 		have = append(have, e.ID.Offset)
 	}
 	if fmt.Sprint(have) != fmt.Sprint(want) {
-		t.Fatalf("SessionEvents(%s, %d, %d) with the tape at [%d, %d) = %v, want %v", session, from, limit, start, next, have, want)
+		t.Fatalf("ScopeEvents(%s, %d, %d) with the tape at [%d, %d) = %v, want %v", session, from, limit, start, next, have, want)
 	}
 }
 

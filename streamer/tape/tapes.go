@@ -36,6 +36,7 @@ type Tapes struct {
 	past       Past
 	client     *kgo.Client
 	metrics    *Metrics
+	erased     schema.ErasedBelow
 	logger     *slog.Logger
 	now        func() time.Time
 
@@ -65,9 +66,12 @@ type Deps struct {
 	Partitions int // of the events topic
 	// Placement says where a workspace's sessions lie; records elsewhere are left out.
 	Placement func(workspace string) schema.Placement
-	Metrics   *Metrics
-	Logger    *slog.Logger
-	Now       func() time.Time // nil: time.Now
+	// Erased says which events the tapes leave out; nil: none. When it comes to know of
+	// more, call Tapes.Erase.
+	Erased  schema.ErasedBelow
+	Metrics *Metrics
+	Logger  *slog.Logger
+	Now     func() time.Time // nil: time.Now
 }
 
 // Start returns the tapes of a node and starts their reader. The caller ends them by
@@ -89,7 +93,7 @@ func Start(cfg Config, d Deps) (*Tapes, error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	t := &Tapes{
 		cfg: cfg, epoch: d.Epoch, partitions: d.Partitions, placement: d.Placement, log: d.Log, past: d.Past,
-		client: client, metrics: d.Metrics, logger: d.Logger, now: d.Now,
+		client: client, metrics: d.Metrics, erased: d.Erased, logger: d.Logger, now: d.Now,
 		ctx: ctx, cancel: cancel, tapes: make(map[uint16]*opening),
 	}
 	if t.now == nil {
@@ -210,7 +214,7 @@ func (t *Tapes) follow(o *opening, partition uint16) {
 		return
 	}
 	o.tape = newTape(t.cfg, t.epoch, partition, p.from, p.start, t.past, t.metrics)
-	o.tape.warmAt = p.end
+	o.tape.warmAt, o.tape.erased = p.end, t.erased
 	t.logger.Info("tape opened", "partition", partition, "offset", p.from, "start", p.start, "end", p.end)
 	t.client.AddConsumePartitions(map[string]map[int32]kgo.Offset{
 		schema.TopicEvents: {int32(partition): kgo.NewOffset().At(p.from)},

@@ -18,7 +18,7 @@ import (
 
 // offsetsOf returns the offsets of a session's events on the tape.
 func offsetsOf(tape *Tape, session string) string {
-	events, _, _ := tape.SessionEvents("w", session, 0, 1000)
+	events, _, _ := tape.ScopeEvents(schema.Scope{Workspace: "w", Session: session}, 0, 1000)
 	var out []string
 	for _, e := range events {
 		out = append(out, fmt.Sprint(e.ID.Offset))
