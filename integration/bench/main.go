@@ -43,12 +43,14 @@ type section struct {
 func sections() []section {
 	return []section{
 		{"append", (*bench).measureAppends},
+		{"backfill", (*bench).measureBackfill},
 		{"fanout", (*bench).measureFanout},
 		{"replay", (*bench).measureReplay},
 		{"materialise", (*bench).measureMaterialiser},
 		{"idle", (*bench).measureIdle},
 		{"pages", (*bench).measurePages},
 		{"start", (*bench).measureStart},
+		{"history", (*bench).measureHistory},
 	}
 }
 
@@ -70,6 +72,8 @@ type config struct {
 	only   []string
 	json   string // file that gets the report as JSON too
 
+	history historyConfig
+
 	peers   string   // directory of scripts/fetch-peers.sh: compare, in place of the sections
 	targets []string // to compare; none: all
 }
@@ -82,7 +86,8 @@ func parseFlags(args []string, stderr io.Writer) (config, error) {
 	flags.StringVar(&c.server, "server", "bin/playhead", "the playhead binary to measure")
 	flags.StringVar(&c.dir, "dir", os.TempDir(), "directory for the servers' data, removed afterwards")
 	flags.IntVar(&c.runs, "runs", 3, "runs of each measurement; the table has their median, least and greatest")
-	flags.IntVar(&c.rows, "rows", 0, "rows in the table that pages and start work on (default 1,000,000; with -quick 50,000)")
+	flags.IntVar(&c.rows, "rows", 0, "rows in the table that pages and start, or history, work on (default 1,000,000; with -quick 50,000)")
+	c.history.flags(flags)
 	flags.BoolVar(&c.quick, "quick", false, "one short run of everything, to see that it works")
 	flags.StringVar(&only, "only", "", "sections to run, separated by commas: "+strings.Join(sectionNames(), ", ")+"; with -peers: "+strings.Join(boutNames(), ", "))
 	flags.StringVar(&c.json, "json", "", "file to write the report to as JSON as well")
@@ -114,7 +119,7 @@ func parseFlags(args []string, stderr io.Writer) (config, error) {
 	if c.runs < 1 {
 		return c, fmt.Errorf("-runs is %d; want at least 1", c.runs)
 	}
-	return c, nil
+	return c, c.history.check()
 }
 
 // someOf splits a list of names by commas and checks them.
