@@ -11,53 +11,49 @@ import (
 	"time"
 )
 
-// writer appends to a few sessions, batch after batch, until it is stopped, and keeps the
-// ids that were acknowledged by their types.
+// writer appends to a few sessions, batch after batch, and keeps the ids that were
+// acknowledged by their types.
 type writer struct {
-	stop func()
+	s       *server
+	batches int
 
 	mu    sync.Mutex
 	acked map[string]string // type by id
 }
 
-// write starts a writer of batches of n events of the types tick and, every tenth, rare.
-func (s *server) write(sessions, n int) *writer {
-	w := &writer{acked: make(map[string]string)}
-	done := make(chan struct{})
-	var wg sync.WaitGroup
-	w.stop = sync.OnceFunc(func() { close(done); wg.Wait() })
-	s.t.Cleanup(w.stop)
-	wg.Go(func() {
-		for batch := 0; ; batch++ {
-			select {
-			case <-done:
-				return
-			case <-time.After(time.Millisecond): // others want the processors too
+// Of a writer: its sessions, the events of a batch, and how many of these are of type rare.
+const (
+	writerSessions = 12
+	writerBatch    = 40
+	writerRare     = 4
+)
+
+// write appends n batches, one after the other.
+func (w *writer) write(n int) error {
+	for range n {
+		var lines []string
+		for i := range writerBatch {
+			typ := "tick"
+			if i < writerRare {
+				typ = "rare"
 			}
-			var lines []string
-			for i := range n {
-				typ := "tick"
-				if i%10 == 0 {
-					typ = "rare"
-				}
-				lines = append(lines, fmt.Sprintf(`{"type":%q,"payload":{"n":%d},"message_id":"b%d-%d"}`, typ, i, batch, i))
-			}
-			path := fmt.Sprintf("/v1/sessions/s%d/events", batch%sessions)
-			status, b, err := s.try(http.MethodPost, path, "application/json", `{"events":[`+strings.Join(lines, ",")+`]}`)
-			if err != nil || status != http.StatusOK {
-				s.t.Errorf("append: %d %s %v", status, b, err)
-				return
-			}
-			w.mu.Lock()
-			for i, id := range idsOf(s.t, b) {
-				if w.acked[id] = "tick"; i%10 == 0 {
-					w.acked[id] = "rare"
-				}
-			}
-			w.mu.Unlock()
+			lines = append(lines, fmt.Sprintf(`{"type":%q,"payload":{"n":%d},"message_id":"b%d-%d"}`, typ, i, w.batches, i))
 		}
-	})
-	return w
+		path := fmt.Sprintf("/v1/sessions/s%d/events", w.batches%writerSessions)
+		status, b, err := w.s.try(http.MethodPost, path, "application/json", `{"events":[`+strings.Join(lines, ",")+`]}`)
+		if err != nil || status != http.StatusOK {
+			return fmt.Errorf("append: %d %s %w", status, b, err)
+		}
+		w.batches++
+		w.mu.Lock()
+		for i, id := range idsOf(w.s.t, b) {
+			if w.acked[id] = "tick"; i < writerRare {
+				w.acked[id] = "rare"
+			}
+		}
+		w.mu.Unlock()
+	}
+	return nil
 }
 
 // ids returns what was acknowledged so far, of one type or, with "", of all.
@@ -77,13 +73,10 @@ func (w *writer) ids(of string) []string {
 // handed to a stream: together they show each event once.
 func TestPagesOfTheWorkspaceGoOnAsAStream(t *testing.T) {
 	s := startServer(t)
-	w := s.write(12, 40)
-	eventually(t, 30*time.Second, "a few pages are there", func() error {
-		if n := len(w.ids("")); n < 2000 {
-			return fmt.Errorf("%d events", n)
-		}
-		return nil
-	})
+	w := &writer{s: s, acked: make(map[string]string)}
+	if err := w.write(50); err != nil {
+		t.Fatal(err)
+	}
 	type walk struct {
 		of, query string
 		seen      []string
@@ -91,6 +84,12 @@ func TestPagesOfTheWorkspaceGoOnAsAStream(t *testing.T) {
 	}
 	walks := []*walk{{}, {of: "rare", query: "&type=rare"}}
 	for _, k := range walks {
+		var beside sync.WaitGroup // more arrives while the pages are read: as much again
+		beside.Go(func() {
+			if err := w.write(50); err != nil {
+				t.Error(err)
+			}
+		})
 		cursor := ""
 		for {
 			p := getJSON[page](s, "/v1/events?pageSize=100"+k.query+"&cursor="+cursor)
@@ -102,15 +101,11 @@ func TestPagesOfTheWorkspaceGoOnAsAStream(t *testing.T) {
 			}
 		}
 		k.stream = s.listen("/v1/stream?on_slow=replay"+k.query, cursor)
+		beside.Wait()
 	}
-	before := len(w.ids(""))
-	eventually(t, 30*time.Second, "more is appended", func() error {
-		if n := len(w.ids("")); n < before+2000 {
-			return fmt.Errorf("%d events", n)
-		}
-		return nil
-	})
-	w.stop()
+	if err := w.write(50); err != nil { // and while the streams are open
+		t.Fatal(err)
+	}
 	for _, k := range walks {
 		want := slices.Sorted(slices.Values(w.ids(k.of)))
 		var got []string

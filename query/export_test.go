@@ -797,19 +797,27 @@ func (s hungStream) Read([]byte) (int, error) {
 	return 0, s.ctx.Err()
 }
 
+// cutStream fails once it, and all others with the same left, have given so many bytes.
 type cutStream struct {
 	io.ReadCloser
-	left int
+	left *atomic.Int64
+}
+
+func cutAfter(stream io.ReadCloser, n int) cutStream {
+	left := new(atomic.Int64)
+	left.Store(int64(n))
+	return cutStream{stream, left}
 }
 
 var errCut = errors.New("connection reset")
 
-func (s *cutStream) Read(p []byte) (int, error) {
-	if s.left == 0 {
+func (s cutStream) Read(p []byte) (int, error) {
+	left := s.left.Load()
+	if left <= 0 {
 		return 0, errCut
 	}
-	n, err := s.ReadCloser.Read(p[:min(len(p), s.left)])
-	s.left -= n
+	n, err := s.ReadCloser.Read(p[:min(len(p), int(left))])
+	s.left.Add(-int64(n))
 	return n, err
 }
 
@@ -826,7 +834,7 @@ func TestExportSurvivesFailuresOfClickHouse(t *testing.T) {
 			if n++; n%3 == 0 {
 				return stream
 			}
-			return &cutStream{stream, r.IntN(pick(r, 100, 10_000, 2_000_000))}
+			return cutAfter(stream, r.IntN(pick(r, 100, 10_000, 2_000_000)))
 		})
 		body, _ := s.whole("w1", "/v1/export", query("format", format))
 		s.faulty.set(nil)
@@ -862,11 +870,11 @@ func TestCutExportHasNoEnd(t *testing.T) {
 				}
 				q.Set("compression", coding)
 			}
-			cut := &cutStream{left: 1 << 20}
+			left := new(atomic.Int64) // of all statements together
+			left.Store(1 << 20)
 			s.faulty.set(func(stream io.ReadCloser) io.ReadCloser {
-				if cut.left > 0 { // of all statements together
-					cut.ReadCloser = stream
-					return cut
+				if left.Load() > 0 {
+					return cutStream{stream, left}
 				}
 				return changedStream{stream} // as if other rows were there now
 			})
