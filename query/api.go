@@ -65,17 +65,10 @@ func (a *API) Routes(app fiber.Router) {
 	app.Get("/v1/watermarks", read, a.listWatermarks)
 }
 
-// params of GET /v1/sessions/{id}: none.
-func noParam(string) bool { return false }
-
 // getSession answers GET /v1/sessions/{id}.
 func (a *API) getSession(c *fiber.Ctx) error {
 	who, session := httpapi.From(c), string([]byte(c.Params("id"))) // the router's string dies with the handler
-	q, err := httpapi.Query(c)
-	if err != nil {
-		return err
-	}
-	if err := httpapi.CheckParams(q, noParam); err != nil {
+	if err := httpapi.NoParams(c); err != nil {
 		return err
 	}
 	if !mayExist(who, session) {

@@ -125,7 +125,7 @@ func BenchmarkReadSessionPage(b *testing.B) {
 			b.ReportAllocs()
 			for i := 0; b.Loop(); i++ {
 				ref := SessionRef{Workspace: "w", Session: fmt.Sprint("s", i%4)}
-				n, err := h.ReadSession(b.Context(), ref, schema.Position{Epoch: 1, Offset: from}, everything, nil, 101, false, func(*schema.Event) error { return nil })
+				n, err := h.readEvents(b.Context(), ref, schema.Position{Epoch: 1, Offset: from}, everything, nil, 101, false, func(*schema.Event) error { return nil })
 				if err != nil || n != 101 {
 					b.Fatal(n, err)
 				}

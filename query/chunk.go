@@ -2,7 +2,6 @@ package query
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"slices"
 	"time"
@@ -33,10 +32,7 @@ func (h *History) ReadChunk(
 	if !before(from, to) {
 		return nil, from, nil
 	}
-	key, err := newReadKey(scope, partition, f)
-	if err != nil {
-		return nil, from, err
-	}
+	key := newReadKey(scope, partition, f)
 	s, ok := h.ahead.take(key, from, to)
 	if !ok {
 		if s, err = h.readStretch(ctx, key, from, to, f, maxBytes); err != nil {
@@ -54,20 +50,18 @@ func (h *History) ReadChunk(
 type readKey struct {
 	scope     schema.Scope
 	partition uint16 // 0 for a session
-	filter    string // as JSON
+	filter    string // schema.Filter.Key
 }
 
-func newReadKey(scope schema.Scope, partition uint16, f *schema.Filter) (readKey, error) {
+func newReadKey(scope schema.Scope, partition uint16, f *schema.Filter) readKey {
 	k := readKey{scope: scope, partition: partition}
 	if scope.Session != "" {
 		k.partition = 0
 	}
-	if f == nil || f.IsZero() {
-		return k, nil
+	if f != nil {
+		k.filter = f.Key()
 	}
-	filter, err := json.Marshal(f)
-	k.filter = string(filter)
-	return k, err
+	return k
 }
 
 // goOnAfter is where to read on after an event.

@@ -124,11 +124,7 @@ func TestChunksJoinToTheLog(t *testing.T) {
 			f = &random
 		}
 		if r.IntN(2) == 0 { // what a dear statement would lead to
-			key, err := newReadKey(scope, partition, f)
-			if err != nil {
-				t.Fatal(err)
-			}
-			h.paces.set(key, pace{ahead: 200_000})
+			h.paces.set(newReadKey(scope, partition, f), pace{ahead: 200_000})
 		}
 		least := pick(r, 0, 30_000, 100_000, 1<<20)
 		got := readChunks(t, h, scope, partition, from, to, f, func() int { return least + r.IntN(20_000) })

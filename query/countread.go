@@ -130,8 +130,7 @@ func (c *counter) position() schema.Cursor {
 	for i, v := range c.views {
 		next[i] = schema.NextOffset{Partition: v.partition, Offset: v.end}
 	}
-	slices.SortFunc(next, func(a, b schema.NextOffset) int { return int(a.Partition) - int(b.Partition) })
-	return schema.CursorAt(c.api.deps.Epoch, next, time.Now().UnixMilli())
+	return cursorAt(c.api.deps.Epoch, next, time.Now().UnixMilli())
 }
 
 // nothingFinal reports that ClickHouse need not be asked.

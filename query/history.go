@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math"
 	"sync/atomic"
 	"time"
 
@@ -57,24 +56,12 @@ func (r SessionRef) Scope() schema.Scope {
 	return schema.Scope{Workspace: r.Workspace, Session: r.Session}
 }
 
-// ReadSession hands at most limit events of a session to emit, in log order or, if
-// descending, against it: those with (epoch, offset) in [from, to) that f takes (nil
-// takes all), without hidden ones. The partition in from and to is not looked at. The
-// zero from is the session's beginning. It returns how many it has handed over.
+// readSession hands at most limit events of q, in its direction, to emit, with the size of
+// the payload, which may have been left out. It returns how many it has handed over.
 //
 // It asks in chunks of about Config.ReplayChunkBytes and calls emit with no question
 // open, so emit may block for as long as it likes. emit runs on the caller's goroutine
 // and owns its event; its first error ends the reading and is returned as it is.
-func (h *History) ReadSession(
-	ctx context.Context, ref SessionRef, from, to schema.Position, f *schema.Filter,
-	limit int, descending bool, emit func(*schema.Event) error,
-) (int, error) {
-	q := scopeRows{scope: ref.Scope(), from: from, to: to, filter: f, descending: descending}
-	return h.readSession(ctx, q, limit, func(e *schema.Event, _ int) error { return emit(e) })
-}
-
-// readSession is ReadSession; emit also gets the size of the payload, which may have
-// been left out.
 func (h *History) readSession(ctx context.Context, q scopeRows, limit int, emit func(*schema.Event, int) error) (int, error) {
 	n, rows := 0, firstChunkRows
 	for n < limit && before(q.from, q.to) {
@@ -314,6 +301,3 @@ func outcome(err error) string {
 		return outcomeCancelled
 	}
 }
-
-// Unlimited is the limit of a ReadSession that wants all events.
-const Unlimited = math.MaxInt

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"reflect"
 	"regexp"
@@ -19,7 +20,19 @@ var everything = schema.Position{Epoch: 255}
 
 var regexpGranules = regexp.MustCompile(`Granules: (\d+/\d+)`)
 
-// want is what ReadSession must answer, computed over a list.
+// unlimited is the limit of who wants all events.
+const unlimited = math.MaxInt
+
+// readEvents is readSession for a session's visible events of [from, to).
+func (h *History) readEvents(
+	ctx context.Context, ref SessionRef, from, to schema.Position, f *schema.Filter,
+	limit int, descending bool, emit func(*schema.Event) error,
+) (int, error) {
+	q := scopeRows{scope: ref.Scope(), from: from, to: to, filter: f, descending: descending}
+	return h.readSession(ctx, q, limit, func(e *schema.Event, _ int) error { return emit(e) })
+}
+
+// want is what readSession must answer, computed over a list.
 func want(log []*schema.Event, ref SessionRef, from, to schema.Position, f *schema.Filter, limit int, descending bool) []*schema.Event {
 	var out []*schema.Event
 	for _, e := range log {
@@ -37,7 +50,7 @@ func want(log []*schema.Event, ref SessionRef, from, to schema.Position, f *sche
 func collect(t *testing.T, h *History, ref SessionRef, from, to schema.Position, f *schema.Filter, limit int, descending bool) []*schema.Event {
 	t.Helper()
 	var got []*schema.Event
-	n, err := h.ReadSession(t.Context(), ref, from, to, f, limit, descending, func(e *schema.Event) error {
+	n, err := h.readEvents(t.Context(), ref, from, to, f, limit, descending, func(e *schema.Event) error {
 		got = append(got, e)
 		return nil
 	})
@@ -78,7 +91,7 @@ func TestReadSessionAnswersAsTheFilterMatches(t *testing.T) {
 		ref := SessionRef{Workspace: pick(r, "w1", "w2"), Session: pick(r, "s1", "s2", "s1x", "none")}
 		from, to := pick(r, schema.Position{}, position()), pick(r, everything, position())
 		filter := randomFilter(r)
-		limit, descending := pick(r, 1, 7, 100, Unlimited), i%2 == 1
+		limit, descending := pick(r, 1, 7, 100, unlimited), i%2 == 1
 		got := collect(t, h, ref, from, to, &filter, limit, descending)
 		what := fmt.Sprintf("case %d: %v [%v, %v) %+v limit %d desc %v", i, ref, from, to, filter, limit, descending)
 		checkEqual(t, what, got, want(log, ref, from, to, &filter, limit, descending))
@@ -100,8 +113,8 @@ func TestReadSessionReadsInChunksOfBoundedBytes(t *testing.T) {
 	insert(t, conn, log)
 	ref := SessionRef{Workspace: "w1", Session: "s1"}
 	for _, descending := range []bool{false, true} {
-		got := collect(t, h, ref, schema.Position{}, everything, nil, Unlimited, descending)
-		checkEqual(t, fmt.Sprintf("descending %v", descending), got, want(log, ref, schema.Position{}, everything, nil, Unlimited, descending))
+		got := collect(t, h, ref, schema.Position{}, everything, nil, unlimited, descending)
+		checkEqual(t, fmt.Sprintf("descending %v", descending), got, want(log, ref, schema.Position{}, everything, nil, unlimited, descending))
 	}
 }
 
@@ -110,7 +123,7 @@ func TestReadSessionReturnsEmitsError(t *testing.T) {
 	h := newHistory(t, conn)
 	insert(t, conn, randomLog(rand.New(rand.NewPCG(5, 6)), 100))
 	stop := errors.New("stop")
-	n, err := h.ReadSession(t.Context(), SessionRef{Workspace: "w1", Session: "s1"}, schema.Position{}, everything, nil, Unlimited, false,
+	n, err := h.readEvents(t.Context(), SessionRef{Workspace: "w1", Session: "s1"}, schema.Position{}, everything, nil, unlimited, false,
 		func(*schema.Event) error { return stop })
 	if n != 0 || !errors.Is(err, stop) {
 		t.Errorf("ReadSession = %d, %v, want 0 and emit's own error", n, err)
@@ -375,7 +388,7 @@ func TestQuestionsThatReadTooMuchAreRefused(t *testing.T) {
 	rare := &schema.Filter{FrameID: "none"}
 	read := func(cfg Config, f *schema.Filter) (*History, int, error) {
 		h := NewHistory(conn, cfg, newTestLog(t), NewMetrics(nil))
-		n, err := h.ReadSession(t.Context(), SessionRef{Workspace: "w", Session: "s"}, schema.Position{}, everything, f, 100, false,
+		n, err := h.readEvents(t.Context(), SessionRef{Workspace: "w", Session: "s"}, schema.Position{}, everything, f, 100, false,
 			func(*schema.Event) error { return nil })
 		return h, n, err
 	}

@@ -247,7 +247,7 @@ const (
 // hotUp reads offsets [from, end): what the tape covers from the tape, what lies below
 // from Kafka. The tape may move on between two looks; the offset read up to decides.
 func (r *pageReader) hotUp(ctx context.Context, l *leg, from int64) error {
-	end := l.view.end
+	end := l.far.Offset
 	for from < end {
 		events, start, next := l.view.tape.ScopeEvents(r.scope, from, tapeStep)
 		if start > from {

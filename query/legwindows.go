@@ -23,7 +23,7 @@ const (
 // once the page's time is over it returns errPageLate, and the legs are where it stopped.
 func (r *pageReader) fillWindows(ctx context.Context, legs []*leg) error {
 	h := r.api.deps.History
-	key := readKey{scope: r.scope, partition: legs[0].partition, filter: r.req.filter.Key()}
+	key := newReadKey(r.scope, legs[0].partition, &r.req.filter)
 	if r.window == 0 {
 		if r.window = firstPageWindow; r.pace.offsetsPerRow == 0 {
 			r.pace = h.paces.get(key)

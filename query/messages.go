@@ -37,7 +37,7 @@ func (h *History) FindMessages(ctx context.Context, workspace string, refs []Mes
 
 // findMessagesSQL names the sessions for the key to prune and the message ids for their
 // index; both together let a few foreign pairs through, which findMessages drops.
-const findMessagesSQL = `WITH bitOr(bitShiftLeft(toUInt64(log_epoch), 48), kafka_offset) AS pos
+const findMessagesSQL = `WITH ` + packedPosition + ` AS pos
 SELECT session_id, message_id, min(pos), argMin(kafka_partition, pos), argMin(toUnixTimestamp64Milli(ts), pos)
 FROM ` + schema.TableEvents + `
 WHERE %s

@@ -14,11 +14,7 @@ import (
 // getEvent answers GET /v1/events/{id}: one event, with its payload, as a page shows it.
 func (a *API) getEvent(c *fiber.Ctx) error {
 	who, text := httpapi.From(c), string([]byte(c.Params("id"))) // the router's string dies with the handler
-	q, err := httpapi.Query(c)
-	if err != nil {
-		return err
-	}
-	if err := httpapi.CheckParams(q, noParam); err != nil {
+	if err := httpapi.NoParams(c); err != nil {
 		return err
 	}
 	id, err := schema.ParseEventID(text)
@@ -76,8 +72,6 @@ func (a *API) event(ctx context.Context, workspace string, id schema.EventID) (p
 		}
 	}
 	if len(l.items) == 0 && !r.inRows(l) && !r.done(l) {
-		to := l.view.end
-		l.view.end = min(to, id.Offset+1) // one record, not all behind it
 		if err := r.fillHot(ctx, l); err != nil {
 			return pageItem{}, historyError(err)
 		}

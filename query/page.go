@@ -129,7 +129,7 @@ func (r *pageReader) first() *leg {
 	return first
 }
 
-// begin sets the legs of a page of one session.
+// beginSession sets the leg of a page of one session.
 func (r *pageReader) beginSession() error {
 	v := r.views[0]
 	at, err := v.position(r.req)
@@ -158,7 +158,8 @@ func (r *pageReader) beginScope(ctx context.Context) error {
 	if c.ID.Epoch > now {
 		return invalidCursor("The cursor is of a log that does not exist yet.")
 	}
-	if now > 1 {
+	// A page that goes up from a position of this epoch is not of an earlier one.
+	if now > 1 && (r.req.descending || c.ID.Epoch < now) {
 		var err error
 		if r.old, err = r.api.deps.History.oldWindows(ctx, r.scope.Workspace, now); err != nil {
 			return err

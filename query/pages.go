@@ -151,14 +151,19 @@ func (r *pageReader) scopeCursor() schema.Cursor {
 			}
 		}
 	}
-	slices.SortFunc(next, func(a, b schema.NextOffset) int { return cmp.Compare(a.Partition, b.Partition) })
 	ms := r.req.cursor.ID.TimeMs
 	if n := len(r.page.items); n > 0 {
 		ms = r.page.items[n-1].event.ID.TimeMs
 	}
-	c := schema.CursorAt(r.epoch, next, ms)
+	c := cursorAt(r.epoch, next, ms)
 	c.Filter = r.req.tag(r.scope)
 	return c
+}
+
+// cursorAt is schema.CursorAt for offsets in any order, which it sorts.
+func cursorAt(epoch uint8, next []schema.NextOffset, timeMs int64) schema.Cursor {
+	slices.SortFunc(next, func(a, b schema.NextOffset) int { return cmp.Compare(a.Partition, b.Partition) })
+	return schema.CursorAt(epoch, next, timeMs)
 }
 
 // sessionPage reads a page of one session.

@@ -3,7 +3,6 @@ package httpapi
 import (
 	"context"
 	"errors"
-	"strconv"
 	"strings"
 	"time"
 
@@ -104,7 +103,7 @@ func (v erasureView) send(c *fiber.Ctx) error {
 
 func (h erasureHandlers) eraseSession(c *fiber.Ctx) error {
 	who, id := From(c), strings.Clone(c.Params("id"))
-	if err := noParams(c); err != nil {
+	if err := NoParams(c); err != nil {
 		return err
 	}
 	if schema.CheckID(id) != nil {
@@ -129,7 +128,7 @@ func (h erasureHandlers) eraseSession(c *fiber.Ctx) error {
 
 func (h erasureHandlers) eraseWorkspace(c *fiber.Ctx) error {
 	who, id := From(c), strings.Clone(c.Params("id"))
-	if err := noParams(c); err != nil {
+	if err := NoParams(c); err != nil {
 		return err
 	}
 	if id != who.Workspace {
@@ -142,15 +141,6 @@ func (h erasureHandlers) eraseWorkspace(c *fiber.Ctx) error {
 		return erasureError(err, "workspace")
 	}
 	return viewErasure(e).send(c)
-}
-
-// noParams refuses query parameters on paths that take none.
-func noParams(c *fiber.Ctx) error {
-	q, err := Query(c)
-	if err != nil {
-		return err
-	}
-	return CheckParams(q, func(string) bool { return false })
 }
 
 // erasureError maps the errors of an Erasures.
@@ -166,51 +156,7 @@ func erasureError(err error, what string) error {
 	}
 }
 
-// erasurePage is the answer of GET /admin/v1/erasures.
-type erasurePage struct {
-	Data       []erasureView `json:"data"`
-	Pagination keyPagination `json:"pagination"`
-}
-
 func (h erasureHandlers) list(c *fiber.Ctx) error {
-	q, err := Query(c)
-	if err != nil {
-		return err
-	}
-	if err := CheckParams(q, func(name string) bool { return name == "limit" || name == "cursor" }); err != nil {
-		return err
-	}
-	limit := defaultErasurePage
-	if text, err := One(q, "limit"); err != nil {
-		return err
-	} else if text != "" {
-		limit, err = strconv.Atoi(text)
-		if err != nil || limit < 1 || limit > maxErasurePage {
-			return InvalidParameter("limit", "Parameter limit is %q; want 1 to %d.", cut(text), maxErasurePage)
-		}
-	}
-	cursor, err := One(q, "cursor")
-	if err != nil {
-		return err
-	}
-	all := h.erasures.Erasures(From(c).Workspace)
-	first := 0
-	if cursor != "" {
-		for first < len(all) && all[first].ID != cursor {
-			first++
-		}
-		if first == len(all) {
-			return InvalidParameter("cursor", "Parameter cursor is not one of an earlier page.")
-		}
-		first++
-	}
-	page := erasurePage{Data: []erasureView{}, Pagination: keyPagination{Limit: limit}}
-	for _, e := range all[first:min(first+limit, len(all))] {
-		page.Data = append(page.Data, viewErasure(e))
-	}
-	if first+limit < len(all) {
-		last := page.Data[len(page.Data)-1].ID
-		page.Pagination.NextCursor, page.Pagination.HasMore = &last, true
-	}
-	return c.JSON(page)
+	return listPage(c, h.erasures.Erasures(From(c).Workspace), defaultErasurePage, maxErasurePage,
+		func(e schema.Erasure) string { return e.ID }, viewErasure)
 }

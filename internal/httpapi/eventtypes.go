@@ -53,7 +53,7 @@ type eventTypeView struct {
 }
 
 func (h eventTypeHandlers) list(c *fiber.Ctx) error {
-	if err := noParams(c); err != nil {
+	if err := NoParams(c); err != nil {
 		return err
 	}
 	types := h.types.EventTypes(From(c).Workspace)
@@ -79,7 +79,7 @@ func (h eventTypeHandlers) put(c *fiber.Ctx) error {
 				WithDetail("required", control.ScopeAdmin.Names())
 		}
 	}
-	if err := noParams(c); err != nil {
+	if err := NoParams(c); err != nil {
 		return err
 	}
 	t := schema.TypeCode{Type: strings.Clone(c.Params("name"))}
@@ -116,7 +116,7 @@ func (h eventTypeHandlers) put(c *fiber.Ctx) error {
 }
 
 func (h eventTypeHandlers) remove(c *fiber.Ctx) error {
-	if err := noParams(c); err != nil {
+	if err := NoParams(c); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(c.UserContext(), eventTypeTimeout)

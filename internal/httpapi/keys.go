@@ -3,7 +3,6 @@ package httpapi
 import (
 	"context"
 	"errors"
-	"strconv"
 	"strings"
 	"time"
 
@@ -148,59 +147,9 @@ func narrow(p control.Principal, spec *control.KeySpec, now time.Time) error {
 	return nil
 }
 
-// keyPage is the answer of GET /v1/keys.
-type keyPage struct {
-	Data       []keyView     `json:"data"`
-	Pagination keyPagination `json:"pagination"`
-}
-
-type keyPagination struct {
-	NextCursor *string `json:"next_cursor"`
-	HasMore    bool    `json:"has_more"`
-	Limit      int     `json:"limit"`
-}
-
 func (h keyHandlers) list(c *fiber.Ctx) error {
-	q, err := Query(c)
-	if err != nil {
-		return err
-	}
-	if err := CheckParams(q, func(name string) bool { return name == "limit" || name == "cursor" }); err != nil {
-		return err
-	}
-	limit := defaultKeyPage
-	if text, err := One(q, "limit"); err != nil {
-		return err
-	} else if text != "" {
-		limit, err = strconv.Atoi(text)
-		if err != nil || limit < 1 || limit > maxKeyPage {
-			return InvalidParameter("limit", "Parameter limit is %q; want 1 to %d.", cut(text), maxKeyPage)
-		}
-	}
-	cursor, err := One(q, "cursor")
-	if err != nil {
-		return err
-	}
-	all := h.keys.Keys(From(c).Workspace)
-	first := 0
-	if cursor != "" {
-		for first < len(all) && all[first].ID != cursor {
-			first++
-		}
-		if first == len(all) {
-			return InvalidParameter("cursor", "Parameter cursor is not one of an earlier page.")
-		}
-		first++
-	}
-	page := keyPage{Data: []keyView{}, Pagination: keyPagination{Limit: limit}}
-	for _, k := range all[first:min(first+limit, len(all))] {
-		page.Data = append(page.Data, viewKey(k))
-	}
-	if first+limit < len(all) {
-		last := page.Data[len(page.Data)-1].ID
-		page.Pagination.NextCursor, page.Pagination.HasMore = &last, true
-	}
-	return c.JSON(page)
+	return listPage(c, h.keys.Keys(From(c).Workspace), defaultKeyPage, maxKeyPage,
+		func(k control.Key) string { return k.ID }, viewKey)
 }
 
 func (h keyHandlers) revoke(c *fiber.Ctx) error {

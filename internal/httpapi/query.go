@@ -50,6 +50,15 @@ func CheckParams(q url.Values, allowed func(name string) bool) error {
 	return Errorf(400, CodeUnknownParameter, "Parameter %s is not one of this path.", schema.Quote(name)).WithParam(cut(name))
 }
 
+// NoParams refuses query parameters on paths that take none.
+func NoParams(c *fiber.Ctx) error {
+	q, err := Query(c)
+	if err != nil {
+		return err
+	}
+	return CheckParams(q, func(string) bool { return false })
+}
+
 // One returns the only value of a parameter: "" if absent, an error if repeated.
 func One(q url.Values, name string) (string, error) {
 	values := q[name]
