@@ -250,7 +250,7 @@ func (h *History) ask(ctx context.Context, kind string, fn func(context.Context)
 	began := time.Now()
 	err := h.breaker.do(func() error {
 		err := h.try(ctx, fn)
-		if brokenConnection(err) && ctx.Err() == nil && time.Since(began) < retryWithin {
+		if (brokenConnection(err) || isException(err, codeTableExchanged)) && ctx.Err() == nil && time.Since(began) < retryWithin {
 			err = h.try(ctx, fn)
 		}
 		return err

@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ClickHouse/clickhouse-go/v2"
+	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
 	"github.com/playhead-dev/playhead/schema"
 )
 
@@ -452,5 +454,29 @@ func TestBreakerOpensAndTriesAgain(t *testing.T) {
 	}
 	if h.breaker.cb.State() == 0 {
 		t.Error("the breaker is closed, want it open")
+	}
+}
+
+// exchangingConn fails statements as ClickHouse does in the moment of EXCHANGE TABLES.
+type exchangingConn struct {
+	driver.Conn
+	left int // statements that fail
+}
+
+func (c *exchangingConn) Query(ctx context.Context, query string, args ...any) (driver.Rows, error) {
+	if c.left--; c.left >= 0 {
+		return nil, &clickhouse.Exception{Code: codeTableExchanged, Message: "Table playhead.events does not match playhead.events_next"}
+	}
+	return c.Conn.Query(ctx, query, args...)
+}
+
+// A question that meets the exchange of a rebuild asks again; one that meets two does not.
+func TestAskAgainAfterTheExchangeOfTables(t *testing.T) {
+	conn, _ := openEngine(t)
+	for left, want := range []error{nil, nil, ErrUnavailable} {
+		h := NewHistory(&exchangingConn{conn, left}, DefaultConfig(), newTestLog(t), NewMetrics(nil))
+		if _, err := h.SessionBase(t.Context(), SessionRef{Workspace: "w", Session: "s"}, everything); !errors.Is(err, want) {
+			t.Errorf("%d statements meet the exchange: %v, want %v", left, err, want)
+		}
 	}
 }

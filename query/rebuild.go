@@ -78,6 +78,7 @@ const (
 	codeUnknownSetting     = 115
 	codeQueryIDRuns        = 216
 	codeTableSizeExceeds   = 359 // TABLE_SIZE_EXCEEDS_MAX_DROP_SIZE_LIMIT
+	codeTableExchanged     = 741 // TABLE_UUID_MISMATCH: the statement met the moment of EXCHANGE TABLES, and did nothing
 	rowChecksumExpression  = "sum(cityHash64(kafka_offset, ts, session_id, type, message_id, length(payload)))"
 	rebuildWindowCondition = "log_epoch = {epoch:UInt8} AND kafka_partition = {partition:UInt16}" +
 		" AND kafka_offset >= {from:UInt64} AND kafka_offset < {to:UInt64}"

@@ -117,6 +117,9 @@ func TestEveryViewSendsItsFrames(t *testing.T) {
 		var got []byte
 		for n := len(want); n > 0; n-- {
 			raw, err := c.block()
+			for err == nil && string(raw) == ": keepalive\n" { // the others took their time
+				raw, err = c.block()
+			}
 			if err != nil {
 				t.Fatalf("%s: after\n%s: %v", name, got, err)
 			}
