@@ -15,7 +15,7 @@ import (
 // order, ClickHouse prefers that.
 const (
 	settingsScan          = ", max_threads = 1, priority = 10, low_priority_query_wait_time_ms = 10"
-	settingsScanBySession = settingsBySession + settingsScan
+	settingsScanBySession = projectionBySession + settingsScan // or the table's own order, where times say more
 )
 
 // scanQuery is a question about all final rows of a scope that a filter takes, counted by

@@ -301,7 +301,7 @@ func (h *History) timelineRows(ctx context.Context, scope schema.Scope, to schem
 func timelineStatement(scope schema.Scope, to schema.Position, interval int64, erased Erasures) (string, []any) {
 	var s statement
 	s.scope(scope)
-	s.positions(schema.Position{}, to)
+	s.before(to)
 	s.notErased(scope, erased)
 	s.visible()
 	bucket := s.bind("UInt64", uint64(interval))

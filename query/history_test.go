@@ -323,7 +323,7 @@ func TestStatementsUseTheirOrder(t *testing.T) {
 		{"states of sessions", settingsBySession, 4, "(by_session)", func() (string, []any) {
 			var s statement
 			s.and("workspace_id = %s AND session_id IN %s", s.bind("String", "w"), s.bind("Array(String)", []string{"s7"}))
-			s.positions(schema.Position{}, everything)
+			s.before(everything)
 			return fmt.Sprintf(typeStatesSQL, s.condition()), s.args
 		}},
 		{"sums by hour", settingsByHour, 2, "(by_hour)", func() (string, []any) {
@@ -352,14 +352,17 @@ func TestStatementsPruneByTheKey(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	in := func(epoch uint8, offset int64) schema.Position { return schema.Position{Epoch: epoch, Offset: offset} }
+	in := func(epoch uint8, offset int64) schema.Position {
+		return schema.Position{Epoch: epoch, Partition: 3, Offset: offset}
+	}
 	for name, q := range map[string]scopeRows{
-		"within an epoch":       {from: in(2, 600_000), to: in(2, 610_000)},
-		"from the beginning":    {to: in(1, 410_000)},
-		"over two epochs":       {from: in(1, 495_000), to: in(2, 505_000)},
-		"all but the end":       {from: in(2, 795_000), to: everything},
-		"backwards, one epoch":  {from: in(2, 600_000), to: in(2, 610_000), descending: true},
-		"window of a workspace": {scope: schema.Scope{Workspace: "w"}, partition: 3, from: in(2, 600_000), to: in(2, 610_000)},
+		"within an epoch":         {from: in(2, 600_000), to: in(2, 610_000)},
+		"within an epoch, placed": {from: in(2, 600_000), to: in(2, 610_000), placed: true},
+		"from the beginning":      {to: in(1, 410_000)},
+		"over two epochs":         {from: in(1, 495_000), to: in(2, 505_000)},
+		"all but the end":         {from: in(2, 795_000), to: everything},
+		"backwards, one epoch":    {from: in(2, 600_000), to: in(2, 610_000), descending: true},
+		"window of a workspace":   {scope: schema.Scope{Workspace: "w"}, partition: 3, from: in(2, 600_000), to: in(2, 610_000)},
 	} {
 		t.Run(name, func(t *testing.T) {
 			q.limit = 100

@@ -134,6 +134,7 @@ func (r *pageReader) fillSession(ctx context.Context, l *leg) error {
 	if r.req.descending {
 		q.from, q.to = l.far, l.at
 	}
+	q.placed = q.to.Epoch == l.view.epoch // of an earlier one the leg does not know the partition
 	wanted := r.req.limit + 1
 	n, err := r.api.deps.History.readSession(ctx, q, wanted, func(e *schema.Event, size int) error { return r.take(l, e, size) })
 	switch {

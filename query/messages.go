@@ -35,8 +35,8 @@ func (h *History) FindMessages(ctx context.Context, workspace string, refs []Mes
 	return found, nil
 }
 
-// findMessagesSQL names the sessions for the key to prune and the message ids for their
-// index; both together let a few foreign pairs through, which findMessages drops.
+// findMessagesSQL names the sessions, for the key to prune, and the message ids apart from
+// each other, which lets a few foreign pairs through: findMessages drops them.
 const findMessagesSQL = `WITH ` + packedPosition + ` AS pos
 SELECT session_id, message_id, min(pos), argMin(kafka_partition, pos), argMin(toUnixTimestamp64Milli(ts), pos)
 FROM ` + schema.TableEvents + `

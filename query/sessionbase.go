@@ -29,7 +29,7 @@ func (h *History) SessionBase(ctx context.Context, ref SessionRef, to schema.Pos
 func (h *History) readBases(ctx context.Context, g baseGroup, sessions []string) (map[string]schema.Session, error) {
 	return h.states(ctx, stateRows{
 		workspace: g.workspace, sessions: sessions,
-		below: func(s *statement) { s.positions(schema.Position{}, g.to) },
+		below: func(s *statement) { s.before(g.to) },
 		to:    func(string) schema.Position { return g.to },
 	})
 }
@@ -61,13 +61,13 @@ func (h *History) SessionBases(
 }
 
 // below restricts to rows of earlier epochs and, of this one, to those of each window's
-// partition below its end.
+// partition below its end. It names nothing of a key (before).
 func (s *statement) below(epoch uint8, windows []window) {
-	e := s.bind("UInt8", epoch)
-	each := []string{"log_epoch < " + e}
+	each := []string{packedPosition + " < " + s.bind("UInt64", packPosition(schema.Position{Epoch: epoch}))}
 	for _, w := range windows {
-		each = append(each, fmt.Sprintf("log_epoch = %s AND kafka_partition = %s AND kafka_offset < %s",
-			e, s.bind("UInt16", w.partition), s.bind("UInt64", uint64(w.to))))
+		end := schema.Position{Epoch: epoch, Offset: w.to}
+		each = append(each, fmt.Sprintf("kafka_partition = %s AND %s < %s",
+			s.bind("UInt16", w.partition), packedPosition, s.bind("UInt64", packPosition(end))))
 	}
 	s.and("(%s)", strings.Join(each, " OR "))
 }

@@ -38,7 +38,7 @@ const (
 	historyClients = 4
 	historyWarmUp  = 3 // requests of each kind before those that count
 	// historyPatience bounds one kind's requests: those that take long are fewer than -n.
-	historyPatience = 20 * time.Second
+	historyPatience = 8 * time.Second
 )
 
 // Columns of the tables. The engine's are the same statements, of other targets.

@@ -37,8 +37,8 @@ func (d *historyData) sessionPages() questions {
 		return fmt.Sprintf("/v1/sessions/%s/events?pageSize=%d%s", session, pageSize, more)
 	}
 	shard := func(r *rand.Rand) int { return r.IntN(len(d.partitions)) }
-	// A call has about 5 events in 1,000 offsets.
-	lastOfCall := func(to int64) int64 { return to - pageSize*callSpan/callEvents - callSpan/20 }
+	// A call has about 5 events in 1,000 offsets, more or less: at least a page is left.
+	lastOfCall := func(to int64) int64 { return to - pageSize*callSpan/callEvents - callSpan/5 }
 	long := fmt.Sprintf("session of %s events, ", number(float64(longEvents)))
 	return questions{
 		title: "History: pages of a session",

@@ -62,9 +62,7 @@ func (b *bench) recordHistory(ctx context.Context, d *historyData, all []questio
 			if err != nil {
 				return nil, nil, err
 			}
-			if r.why != "" {
-				b.logf("%s: %s", kind.name, r.why)
-			}
+			b.logf("recorded: %s, %d requests %s", kind.name, len(r.pages), r.why)
 			kinds = append(kinds, r)
 		}
 		recorded = append(recorded, kinds)
