@@ -318,8 +318,12 @@ func (c *counter) addRows(ctx context.Context, spans []span) error {
 func (c *counter) addHot(ctx context.Context, why error) error {
 	req := pageRequest{filter: c.req.filter, limit: math.MaxInt, payloads: true} // a MaxPageBytes at a time
 	r := pageReader{
-		api: c.api, scope: c.scope, views: c.views, req: &req, state: c.state, known: c.known,
+		api: c.api, scope: c.scope, views: c.views, req: &req, state: c.state,
 		scans: make(map[uint16]*logScan), epoch: c.api.deps.Epoch,
+	}
+	if c.known {
+		r.stated = make(chan struct{})
+		close(r.stated)
 	}
 	for _, v := range c.views {
 		l := &leg{view: v, partition: v.partition, at: v.at(v.committed), rows: v.at(v.committed), far: v.at(v.end)}

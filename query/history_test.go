@@ -383,6 +383,32 @@ func TestStatementsPruneByTheKey(t *testing.T) {
 	}
 }
 
+// A long session's offsets prune among short sessions as well, where the server would leave
+// them out of the key in memory: nearly each mark there is of another session.
+func TestALongSessionAmongShortOnesPrunes(t *testing.T) {
+	conn, _ := openEngine(t)
+	h := newHistory(t, conn)
+	const short, long = 600_000, 40_000
+	err := conn.Exec(t.Context(), fmt.Sprintf(`INSERT INTO events (workspace_id, session_id, log_epoch, kafka_partition, kafka_offset, ts, type, payload)
+		SELECT 'w', if(number < %d, 's' || toString(intDiv(number, 1000)), 'long'), 1, 3, number,
+			toDateTime64('2026-01-01 00:00:00', 3, 'UTC') + toIntervalMillisecond(number), 'a', '{}' FROM numbers(%d)`, short, short+long))
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := func(offset int64) schema.Position { return schema.Position{Epoch: 1, Partition: 3, Offset: offset} }
+	for _, placed := range []bool{false, true} {
+		q := scopeRows{
+			scope: schema.Scope{Workspace: "w", Session: "long"}, placed: placed,
+			from: at(short + long - 1000), to: at(short + long), limit: 100,
+		}
+		query, args := q.statement(nil)
+		plan := explain(t, h, query, q.settings(), args)
+		if kept := granulesKept(t, plan); kept > 4 {
+			t.Errorf("placed %v: reads %d granules, want at most 4:\n%s", placed, kept, plan)
+		}
+	}
+}
+
 func TestQuestionsThatReadTooMuchAreRefused(t *testing.T) {
 	conn, _ := openEngine(t)
 	err := conn.Exec(t.Context(), `INSERT INTO events (workspace_id, session_id, log_epoch, kafka_partition, kafka_offset, ts, type, frame_id, payload)

@@ -168,7 +168,7 @@ func (r *pageReader) standIn(ctx context.Context, l *leg, why error) error {
 	}
 	reached := l.at.Epoch == l.view.epoch && l.at.Offset >= scan.start
 	begins := scan.start // the first offset to read, if the log is complete from there on
-	if r.known && !r.state.First.IsZero() {
+	if r.known() && !r.state.First.IsZero() {
 		begins = max(begins, r.state.First.Offset)
 	}
 	switch {
@@ -196,7 +196,7 @@ func (r *pageReader) complete(l *leg, start int64) bool {
 	if l.view.epoch == 1 && start == 0 {
 		return true
 	}
-	return r.known && r.scope.Session != "" &&
+	return r.known() && r.scope.Session != "" &&
 		(r.state.First.IsZero() || r.state.First.Epoch == l.view.epoch && r.state.First.Offset >= start)
 }
 

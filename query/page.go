@@ -41,10 +41,11 @@ type pageReader struct {
 	views []*view // of the scope's partitions
 	req   *pageRequest
 
-	// state is the session's; known is false where it could not be had, because only
-	// ClickHouse holds its beginning, and of other scopes.
-	state schema.Session
-	known bool
+	// state is the session's, which is read while the page is: nobody looks at it but after
+	// known. Other scopes have none, and stated is nil.
+	stated   chan struct{} // closed once state and stateErr are set
+	state    schema.Session
+	stateErr error
 
 	epoch uint8              // that the legs are of; of a session the current one
 	old   map[uint8][]window // what a workspace has in earlier epochs
@@ -58,6 +59,16 @@ type pageReader struct {
 	pace   pace
 	scans  map[uint16]*logScan
 	why    error // why Kafka does not reach, if a leg was cut
+}
+
+// known waits for the session's state and reports whether it could be had: not where only
+// ClickHouse holds the session's beginning, and is away.
+func (r *pageReader) known() bool {
+	if r.stated == nil {
+		return false
+	}
+	<-r.stated
+	return r.stateErr == nil
 }
 
 // beginning is the first position there can be: epochs count from 1.

@@ -166,24 +166,30 @@ func cursorAt(epoch uint8, next []schema.NextOffset, timeMs int64) schema.Cursor
 	return schema.CursorAt(epoch, next, timeMs)
 }
 
-// sessionPage reads a page of one session.
+// sessionPage reads a page of one session, and meanwhile the session's state.
 func (r *pageReader) sessionPage(ctx context.Context, who control.Principal) (pageAnswer, error) {
 	if err := r.beginSession(); err != nil {
 		return pageAnswer{}, err
 	}
-	var err error
-	r.known = true
-	if r.state, err = r.views[0].tape.Session(ctx, r.scope.Workspace, r.scope.Session); err != nil {
-		if !errors.Is(err, ErrUnavailable) && !errors.Is(err, ErrScanTooLarge) {
-			return pageAnswer{}, historyError(err)
-		}
-		r.known = false
-	}
-	if r.known && (!r.state.Exists() || !who.MaySee(r.scope.Session, r.state.Workflow)) {
-		return pageAnswer{}, errNoSession()
-	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	r.stated = make(chan struct{})
+	go func() { // which is waited for
+		defer close(r.stated)
+		r.state, r.stateErr = r.views[0].tape.Session(ctx, r.scope.Workspace, r.scope.Session)
+	}()
 	p, err := r.read(ctx)
-	if err == nil && !r.known {
+	if err != nil && !errors.Is(err, ErrUnavailable) && !errors.Is(err, ErrScanTooLarge) {
+		cancel()
+	}
+	known := r.known()
+	switch {
+	case known && (!r.state.Exists() || !who.MaySee(r.scope.Session, r.state.Workflow)):
+		return pageAnswer{}, errNoSession()
+	case err != nil:
+	case !known && !errors.Is(r.stateErr, ErrUnavailable) && !errors.Is(r.stateErr, ErrScanTooLarge):
+		err = r.stateErr
+	case !known:
 		err = r.checkFound(who)
 	}
 	if err != nil {
@@ -233,7 +239,7 @@ func (r *pageReader) sessionCursor() schema.Cursor {
 	c := r.req.cursor
 	if n := len(r.page.items); n > 0 {
 		c = schema.Cursor{ID: r.page.items[n-1].event.ID}
-	} else if c.IsZero() && r.known {
+	} else if c.IsZero() && r.known() {
 		for _, id := range []schema.EventID{r.state.Last, r.state.First} {
 			if !id.IsZero() && before(id.Position, r.views[0].at(r.views[0].end)) {
 				c.ID = id

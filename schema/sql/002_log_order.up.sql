@@ -3,6 +3,8 @@
 -- by_session holds the rows a second time in the order of sessions, for session pages and
 -- replays. by_hour and sessions are sums: for counts, and for lists of sessions.
 -- Projections commit with their part, so they never disagree with the rows.
+-- All columns of the keys stay in memory (…_skip_suffix_columns): else the offsets of long
+-- sessions among many short ones would not prune.
 -- docs/architecture.md, "The table", says what was measured.
 -- rebuild events
 CREATE TABLE IF NOT EXISTS events_next (
@@ -47,6 +49,7 @@ CREATE TABLE IF NOT EXISTS events_next (
 PARTITION BY toYYYYMM(ts)
 ORDER BY (workspace_id, kafka_partition, log_epoch, kafka_offset)
 SETTINGS index_granularity = 2048, min_bytes_for_wide_part = 67108864,
+  primary_key_ratio_of_unique_prefix_values_to_skip_suffix_columns = 1,
   default_compression_codec = 'ZSTD(1)',
   non_replicated_deduplication_window = 10000, ttl_only_drop_parts = 1,
   fsync_after_insert = 1, fsync_part_directory = 1;
