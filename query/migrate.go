@@ -99,7 +99,7 @@ func (m *Migrator) Up(ctx context.Context, to uint32) error {
 			return err
 		}
 	}
-	return nil
+	return m.thaw(ctx, schema.TableEvents)
 }
 
 // Down undoes, from the newest, the migrations above the version to. It returns

@@ -33,6 +33,10 @@ import (
 //	                   that was as far finds no T_next.
 //	T has the shape    after EXCHANGE TABLES. What is called T_next… now is the old table.
 //
+// A node that is late may refuse inserts into the table that has the shape already. The
+// constraint's name has the shape, so that one is known for stale, and dropped: by that node
+// as its next step, or else by the next that starts (Migrator.thaw).
+//
 // The shape of a table stands in its comment, so each state is seen in the names and
 // comments alone, and any node goes on from any of them. Both tables need room on the
 // disk until the old one is dropped.
@@ -55,8 +59,8 @@ const (
 	// rebuildBlockBytes bounds the part that a copying statement builds in memory.
 	rebuildBlockBytes = 64 << 20
 
-	// frozenConstraint is the constraint's name, which stands in the error that inserts get.
-	frozenConstraint = "table_is_being_rebuilt_by_playhead"
+	// frozenConstraint begins the constraint's name, which stands in the error that inserts get.
+	frozenConstraint = "table_is_being_rebuilt_to_"
 
 	// settleTimeout bounds the wait for inserts and mutations that began before the table
 	// was frozen.
@@ -107,6 +111,9 @@ func (r *rebuild) run(ctx context.Context) error {
 		case !ok:
 			return fmt.Errorf("rebuild table %s: it does not exist", r.name)
 		case comment == r.shape:
+			if err := r.thaw(ctx, r.name); err != nil {
+				return err
+			}
 			return r.dropOld(ctx, tables)
 		}
 		claim := r.claimOf(tables)
@@ -123,7 +130,7 @@ func (r *rebuild) run(ctx context.Context) error {
 			err = r.exec(ctx, fmt.Sprintf("EXCHANGE TABLES %s AND %s", r.name, r.claimed))
 		}
 		// Another node was faster, or its statement (or one of a dead one) still runs.
-		if err != nil && !errors.Is(err, errNoTable) && !isException(err, codeUnknownTable, codeTableExists, codeQueryIDRuns) {
+		if err != nil && !errors.Is(err, errNoTable) && !isException(err, codeUnknownTable, codeTableExists, codeQueryIDRuns, codeTableExchanged) {
 			return fmt.Errorf("rebuild table %s: %w", r.name, err)
 		}
 		if err != nil || claim != "" && claim != r.claimed {
@@ -186,9 +193,7 @@ func (r *rebuild) prepare(ctx context.Context, tables map[string]string) error {
 	if err := r.copyMost(ctx); err != nil {
 		return err
 	}
-	r.log.Info("refusing inserts until the tables are exchanged", "table", r.name)
-	err := r.exec(ctx, fmt.Sprintf("ALTER TABLE %s ADD CONSTRAINT IF NOT EXISTS %s CHECK 0", r.name, frozenConstraint))
-	if err != nil {
+	if err := r.freeze(ctx); err != nil {
 		return err
 	}
 	if err := r.waitForStatements(ctx); err != nil {
@@ -380,6 +385,30 @@ func (r *rebuild) isBeginning(ctx context.Context, w rebuildDifference, params c
 	err := r.conn.QueryRow(ctx, fmt.Sprintf("SELECT %s FROM %s WHERE %s AND kafka_offset IN (SELECT kafka_offset FROM %s WHERE %s)",
 		rowChecksumExpression, r.name, rebuildWindowCondition, r.next, rebuildWindowCondition)).Scan(&sum)
 	return err == nil && sum == w.to.checksum
+}
+
+// freeze has the table refuse inserts.
+func (r *rebuild) freeze(ctx context.Context) error {
+	r.log.Info("refusing inserts until the tables are exchanged", "table", r.name)
+	return r.exec(ctx, fmt.Sprintf("ALTER TABLE %s ADD CONSTRAINT IF NOT EXISTS %s CHECK 0", r.name, frozenFor(r.shape)))
+}
+
+// frozenFor is the name of the constraint of a table that is to get a shape.
+func frozenFor(shape string) string { return frozenConstraint + strings.ReplaceAll(shape, " ", "_") }
+
+// thaw drops the constraint that a late node put on a table which has the shape already.
+func (m *Migrator) thaw(ctx context.Context, table string) error {
+	var comment, create string
+	err := m.conn.QueryRow(ctx, "SELECT any(comment), any(create_table_query) FROM system.tables WHERE database = currentDatabase() AND name = '"+
+		table+"'").Scan(&comment, &create)
+	if err == nil && comment != "" && strings.Contains(create, frozenFor(comment)) {
+		m.log.Info("taking inserts again", "table", table)
+		err = m.conn.Exec(ctx, fmt.Sprintf("ALTER TABLE %s DROP CONSTRAINT IF EXISTS %s", table, frozenFor(comment)))
+	}
+	if err != nil {
+		return fmt.Errorf("take inserts into table %s: %w", table, err)
+	}
+	return nil
 }
 
 // waitForStatements waits until no insert or mutation that began before the table was

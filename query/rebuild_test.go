@@ -191,7 +191,9 @@ func TestRebuildByManyNodesWhileRowsComeAndAreRead(t *testing.T) {
 				if !strings.Contains(err.Error(), frozenConstraint) && !isException(err, codeTableExchanged) {
 					return err
 				}
-				refused++
+				if refused++; refused > 3000 {
+					return fmt.Errorf("inserts are refused for ever: %w", err)
+				}
 				<-tick.C
 			}
 			acknowledged.Add(10)
@@ -245,6 +247,57 @@ func TestRebuildByManyNodesWhileRowsComeAndAreRead(t *testing.T) {
 		t.Errorf("table is %+v, want %d rows once each by %s", got, acknowledged.Load(), newOrder)
 	}
 	wantOneTable(t, conn)
+}
+
+// 1. a node is about to refuse inserts when another exchanges the tables; 2. it refuses them
+// into the new one; 3. its next step takes them again, and if it dies, the next node's start.
+func TestRebuildTakesInsertsAgainAfterALateFreeze(t *testing.T) {
+	conn, _ := openEngine(t)
+	insert(t, conn, randomLog(rand.New(rand.NewPCG(8, 8)), 100))
+	m := rebuilder(t, conn)
+	if err := m.Up(t.Context(), 0); err != nil {
+		t.Fatal(err)
+	}
+	mig := m.migrations[len(m.migrations)-1]
+	late := newRebuild(m, mig.Up[0], fmt.Sprintf("playhead schema %d", mig.Version))
+	for name, next := range map[string]func() error{
+		"its next step":   func() error { return late.run(t.Context()) },
+		"the next start":  func() error { return rebuilder(t, conn).Up(t.Context(), 0) },
+		"an older node's": func() error { return NewMigrator(conn, DefaultTableConfig(), nil).Up(t.Context(), 0) },
+	} {
+		late.queryID = "late"
+		if err := late.freeze(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		const row = "INSERT INTO events (kafka_offset, ts) SELECT 1, now64(3)"
+		if err := conn.Exec(t.Context(), row); err == nil || !strings.Contains(err.Error(), frozenConstraint) {
+			t.Fatalf("insert into the frozen table = %v", err)
+		}
+		if err := next(); err != nil {
+			t.Fatal(err)
+		}
+		if err := conn.Exec(t.Context(), row); err != nil {
+			t.Errorf("insert after %s = %v", name, err)
+		}
+	}
+}
+
+// An older node's start leaves the table frozen that a newer one is about to exchange.
+func TestRebuildStaysFrozenForAnOlderNode(t *testing.T) {
+	conn, _ := openEngine(t)
+	m := rebuilder(t, conn)
+	mig := m.migrations[len(m.migrations)-1]
+	newer := newRebuild(m, mig.Up[0], fmt.Sprintf("playhead schema %d", mig.Version))
+	newer.queryID = "newer"
+	if err := newer.freeze(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := NewMigrator(conn, DefaultTableConfig(), nil).Up(t.Context(), 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := conn.Exec(t.Context(), "INSERT INTO events (kafka_offset) SELECT 1"); err == nil {
+		t.Error("an insert was taken, and might be lost")
+	}
 }
 
 // A claim whose maker is gone is taken over; one of a living node is left to it.
