@@ -110,7 +110,7 @@ func (s *stretch) cut(k readKey, maxBytes int) ([]*schema.Event, schema.Position
 func (h *History) readStretch(ctx context.Context, key readKey, from, to schema.Position, f *schema.Filter, maxBytes int) (stretch, error) {
 	r := stretchReader{
 		history: h, key: key, to: to, pace: h.paces.get(key),
-		rows: scopeRows{scope: key.scope, partition: key.partition, from: from, filter: f},
+		rows: scopeRows{scope: key.scope, partition: key.partition, from: from, filter: f, replay: true},
 	}
 	r.target = maxBytes
 	if r.pace.ahead > maxBytes && h.ahead.room(r.pace.ahead) {

@@ -1,11 +1,16 @@
 package query
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"testing"
+
+	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
 
 	"github.com/playhead-dev/playhead/schema"
 )
@@ -197,4 +202,64 @@ func TestPacesAreBounded(t *testing.T) {
 	if got := p.get(readKey{scope: schema.Scope{Workspace: fmt.Sprint(last)}}); got.eventBytes != last {
 		t.Errorf("the latest pace is %+v", got)
 	}
+}
+
+// priorityConn keeps the priorities that statements ask for themselves, 0 if they do not.
+type priorityConn struct {
+	driver.Conn
+	asked []int
+}
+
+func (c *priorityConn) Query(ctx context.Context, query string, args ...any) (driver.Rows, error) {
+	c.keep(query)
+	return c.Conn.Query(ctx, query, args...)
+}
+
+func (c *priorityConn) QueryFormat(ctx context.Context, format, query string, args ...any) (io.ReadCloser, error) {
+	c.keep(query)
+	return c.Conn.QueryFormat(ctx, format, query, args...)
+}
+
+func (c *priorityConn) keep(query string) {
+	priority := 0
+	if _, settings, ok := strings.Cut(query, "\nSETTINGS "); ok {
+		for setting := range strings.SplitSeq(settings, ", ") {
+			_, _ = fmt.Sscanf(setting, "priority = %d", &priority)
+		}
+	}
+	c.asked = append(c.asked, priority)
+}
+
+// A page asks for no priority, so that it has the first, that of all statements.
+func TestReplaysGiveWayToPagesAndScansToReplays(t *testing.T) {
+	engine, _ := openEngine(t)
+	conn := &priorityConn{Conn: engine}
+	h := NewHistory(conn, DefaultConfig(), newTestLog(t), NewMetrics(nil))
+	const page, replay, scan = 0, 5, 10
+	asks := func(what string, want int, ask func() error) {
+		t.Helper()
+		conn.asked = nil
+		if err := ask(); err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+		if len(conn.asked) == 0 || slices.ContainsFunc(conn.asked, func(p int) bool { return p != want }) {
+			t.Errorf("%s: priorities %v, want %d", what, conn.asked, want)
+		}
+	}
+	to := schema.Position{Epoch: 1, Partition: 3, Offset: 1000}
+	for _, scope := range []schema.Scope{{Workspace: "w"}, {Workspace: "w", Workflow: "f"}, {Workspace: "w", Session: "s"}} {
+		asks(fmt.Sprintf("replay of %+v", scope), replay, func() error {
+			_, _, err := h.ReadChunk(t.Context(), scope, 3, schema.Position{Epoch: 1, Partition: 3}, to, nil, 1<<20)
+			return err
+		})
+		asks(fmt.Sprintf("scan of %+v", scope), scan, func() error {
+			q := scanQuery{scope: scope, epoch: 1, final: []window{{3, 0, 1000}}, filter: &schema.Filter{}}
+			query, args := q.statement()
+			return h.rows(t.Context(), query, q.settings(), args, func(driver.Rows) error { return nil })
+		})
+	}
+	asks("page", page, func() error {
+		q := windowRows{scope: schema.Scope{Workspace: "w"}, epoch: 1, windows: []window{{3, 0, 1000}}, filter: &schema.Filter{}, limit: 10}
+		return h.readWindows(t.Context(), &q, func(*schema.Event, int) {})
+	})
 }

@@ -10,8 +10,8 @@ import (
 )
 
 // Settings of statements that look at many rows for one answer: one thread, which gives way
-// to statements with a priority of 1 to 9, for 10 ms a block at most so that it comes to an
-// end. Those about a session may use by_session; where times leave less of the table's own
+// to statements with a priority of 1 to 9, pages and replays, for 10 ms a block at most so
+// that it comes to an end. Those about a session may use by_session; where times leave less of the table's own
 // order, ClickHouse prefers that.
 const (
 	settingsScan          = ", max_threads = 1, priority = 10, low_priority_query_wait_time_ms = 10"

@@ -269,7 +269,7 @@ func (h *History) try(parent context.Context, fn func(context.Context) error) er
 		"optimize_read_in_order":    1,
 		"optimize_use_projections":  0, // but where a statement says so (settingsBySession)
 		"optimize_move_to_prewhere": 1,
-		"priority":                  1, // before scans and exports (query/admission.go)
+		"priority":                  1, // before replays, scans and exports
 	})))
 	if err != nil && errors.Is(parent.Err(), context.Canceled) {
 		return fmt.Errorf("%w: %w", context.Canceled, err)

@@ -156,6 +156,7 @@ type scopeRows struct {
 	limit      int
 	descending bool
 	noPayloads bool // leave the payloads out; their sizes come all the same
+	replay     bool // of a stream's past: gives way to pages
 }
 
 func (q *scopeRows) statement(erased Erasures) (string, []any) {
@@ -204,11 +205,19 @@ const (
 	settingsByLog     = "" // the table's own order: projections are off for every statement (History.try)
 )
 
+// settingsReplay come beside those: a replay's statement waits while a page's runs, for
+// 100 ms a block at most (docs/benchmarks.md, "Replays of the workspace").
+const settingsReplay = ", priority = 5, low_priority_query_wait_time_ms = 100"
+
 func (q *scopeRows) settings() string {
+	settings := settingsByLog
 	if q.scope.Session != "" {
-		return settingsBySession
+		settings = settingsBySession
 	}
-	return settingsByLog
+	if q.replay {
+		settings += settingsReplay
+	}
+	return settings
 }
 
 // kind is the question's label in metrics.

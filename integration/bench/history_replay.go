@@ -1,112 +1,120 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
+	"io"
 	"net/http"
 	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
-
-	"github.com/playhead-dev/playhead/query"
-	"github.com/playhead-dev/playhead/schema"
-	"github.com/playhead-dev/playhead/streamer"
 )
 
-// Bounds of the replays of a week.
-const (
-	replayDays     = 7
-	replayPatience = 20 * time.Second // then what has been read counts
-)
-
-// replayHistory measures how fast weeks of the workspace are read for replays, and what
-// pages take meanwhile.
-func (b *bench) replayHistory(ctx context.Context, s *server, dsn string, d *historyData) (err error) {
+// replayHistory measures what replays of the workspace do to pages and live listeners, and
+// how fast they come.
+func (b *bench) replayHistory(ctx context.Context, s *server, d *historyData) error {
 	c := b.report.comparison("History: replays of the workspace", []string{"alone", "1 replay", "4 replays"},
-		"A week of the workspace, read chunk by chunk (%d MiB, a chunk of each partition in turn) by the product's own ReadChunk in the load generator, without sending it; at most %v. "+
-			"Several replays read weeks that begin at different days. Pages: the first of a call and one anywhere in the workspace, alternately, by 1 client of the server.",
-		streamer.DefaultConfig().ReplayBytes>>20, replayPatience)
-	conn, err := openClickHouse(ctx, dsn)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, conn.Close()) }()
+		"Streams of the workspace over SSE, each `since=` a day of the first ten until it has caught up with the log, and then again. Meanwhile, in each column: pages, the first of a call and one anywhere in the workspace, "+
+			"alternately, by 1 client; and %d events a second, appended one by one to a session of the workspace that has %d SSE listeners, for %v.",
+		b.size.eventRate, liveListeners, b.size.pacedFor)
 	for i, column := range []struct {
 		name    string
 		replays int
 	}{{"alone", 0}, {"1 replay", 1}, {"4 replays", 4}} {
-		h := query.NewHistory(conn, query.DefaultConfig(), slog.New(slog.DiscardHandler), query.NewMetrics(nil))
-		var events atomic.Int64
-		group, reading := errgroup.WithContext(ctx)
-		begun := time.Now()
-		for r := range column.replays {
-			group.Go(func() error { return d.replayWeek(reading, h, r, begun.Add(replayPatience), &events) })
-		}
-		var took time.Duration
-		ended := make(chan error, 1)
-		go func() { // ends with the replays, which is waited for
-			err := group.Wait()
-			took = time.Since(begun)
-			ended <- err
-		}()
-		pages, err := b.pagesUntil(ctx, s, d, i, func() bool {
-			if column.replays == 0 {
-				return time.Since(begun) > replayPatience/2
-			}
-			return reading.Err() != nil // errgroup cancels at the end, too
-		})
-		if err := errors.Join(err, <-ended); err != nil {
+		m, err := b.besideReplays(ctx, s, d, i, column.replays)
+		if err != nil {
 			return err
 		}
-		c.addLatencies(column.name, "pages meanwhile", pages).goal(historyGoal)
+		c.addLatencies(column.name, "pages", m.pages).goal("unmoved")
+		c.addLatencies(column.name, "live delivery", m.live.delays).goal("unmoved")
+		c.addLatencies(column.name, "live append's ack", m.live.acks)
 		if column.replays > 0 {
-			c.add(column.name, "all replays", "events/s", float64(events.Load())/took.Seconds())
-			c.add(column.name, "read", "events", float64(events.Load()))
+			c.add(column.name, "all replays", "events/s", m.replayed)
 		}
-		b.logf("%s: %s events/s; pages p50 %s p99 %s ms", column.name, number(float64(events.Load())/took.Seconds()),
-			number(pages.quantile(0.5)), number(pages.quantile(0.99)))
+		b.logf("%s: %s events/s; pages p50 %s p99 %s ms, live p50 %s p99 %s ms", column.name, number(m.replayed),
+			number(m.pages.quantile(0.5)), number(m.pages.quantile(0.99)), number(m.live.delays.quantile(0.5)), number(m.live.delays.quantile(0.99)))
 	}
 	return nil
 }
 
-// replayWeek reads a week until a deadline, and counts its events as it goes.
-func (d *historyData) replayWeek(ctx context.Context, h *query.History, number int, until time.Time, events *atomic.Int64) error {
-	day := d.perPartition / historyDays
-	begin := (1 + 3*int64(number)) * day // at the latest 10 days in: a week fits
-	end := begin + replayDays*day
-	maxBytes := streamer.DefaultConfig().ReplayBytes
-	scope := schema.Scope{Workspace: d.workspace}
-	next := make([]schema.Position, len(d.partitions))
-	for shard := range next {
-		next[shard] = d.eventID(shard, begin).Position
+// besideReplay is what was measured beside replays.
+type besideReplay struct {
+	pages    latencies
+	live     delivery
+	replayed float64 // events a second, of all replays
+}
+
+func (b *bench) besideReplays(ctx context.Context, s *server, d *historyData, use, replays int) (m besideReplay, err error) {
+	busy, stop := context.WithCancel(ctx)
+	defer stop()
+	group, busy := errgroup.WithContext(busy)
+	var events atomic.Int64
+	begun := time.Now()
+	for r := range replays {
+		group.Go(func() error { return d.replayAgainAndAgain(busy, s, r, &events) })
 	}
-	for left := len(next); left > 0; {
-		left = 0
-		for shard, p := range d.partitions {
-			to := d.eventID(shard, end).Position
-			if next[shard].Compare(to) >= 0 {
-				continue
-			}
-			chunk, after, err := h.ReadChunk(ctx, scope, p, next[shard], to, nil, maxBytes)
-			if err != nil {
-				return fmt.Errorf("replay: %w", err)
-			}
-			events.Add(int64(len(chunk)))
-			next[shard] = after
-			left++
-			if time.Now().After(until) {
-				return nil
-			}
+	group.Go(func() (err error) {
+		m.pages, err = b.pagesUntil(busy, s, d, use)
+		return err
+	})
+	m.live, err = b.pacedDelivery(ctx, s, fmt.Sprintf("beside-%d-%d", replays, begun.UnixMilli()), liveListeners)
+	stop()
+	if err := errors.Join(err, group.Wait()); err != nil {
+		return m, err
+	}
+	m.replayed = float64(events.Load()) / time.Since(begun).Seconds()
+	return m, nil
+}
+
+// replayAgainAndAgain replays the workspace from a day on until it has caught up, and
+// again, until ctx ends. It counts the events as they come.
+func (d *historyData) replayAgainAndAgain(ctx context.Context, s *server, number int, events *atomic.Int64) error {
+	since := d.timeMs((1 + 3*int64(number)%10) * (d.perPartition / historyDays))
+	for ctx.Err() == nil {
+		if err := replayUntilCaughtUp(ctx, s.addr, since, events); err != nil && ctx.Err() == nil {
+			return fmt.Errorf("replay: %w", err)
 		}
 	}
 	return nil
 }
 
-// pagesUntil asks for pages, one after the other, until done.
-func (b *bench) pagesUntil(ctx context.Context, s *server, d *historyData, use int, done func() bool) (latencies, error) {
+func replayUntilCaughtUp(ctx context.Context, addr string, sinceMs int64, events *atomic.Int64) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, fmt.Sprintf("http://%s/v1/stream?since=%d&notices=1", addr, sinceMs), http.NoBody)
+	if err != nil {
+		return err
+	}
+	req.Header.Set("Authorization", "Bearer "+benchKey)
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		body, _ := io.ReadAll(io.LimitReader(resp.Body, 500))
+		return fmt.Errorf("GET /v1/stream: %s: %s", resp.Status, body)
+	}
+	caughtUp := []byte("\nevent: playhead.caught_up\n")
+	var count counter
+	buf := make([]byte, 256<<10)
+	kept := 0 // of the read before, in which the notice may have begun
+	for {
+		n, err := resp.Body.Read(buf[kept:])
+		events.Add(int64(count.feed(buf[kept : kept+n])))
+		if err != nil {
+			return err
+		}
+		if bytes.Contains(buf[:kept+n], caughtUp) {
+			return nil
+		}
+		kept = copy(buf, buf[max(kept+n-len(caughtUp)+1, 0):kept+n])
+	}
+}
+
+// pagesUntil asks for pages, one after the other, until ctx ends.
+func (b *bench) pagesUntil(ctx context.Context, s *server, d *historyData, use int) (latencies, error) {
 	c, err := dial(s.addr)
 	if err != nil {
 		return nil, err
@@ -115,7 +123,7 @@ func (b *bench) pagesUntil(ctx context.Context, s *server, d *historyData, use i
 	random := historyRandom(1<<8, 0, use)
 	call := d.sessionPages().kinds[0]
 	var times answers
-	for i := 0; !done(); i++ {
+	for i := 0; ctx.Err() == nil; i++ {
 		path := call.ask(random)
 		if i%2 == 1 {
 			path = workspacePage(d.anywhere(random))
@@ -128,9 +136,7 @@ func (b *bench) pagesUntil(ctx context.Context, s *server, d *historyData, use i
 		if err != nil {
 			return nil, fmt.Errorf("GET %s: %w", path, err)
 		}
-		if err := pause(ctx, 5*time.Millisecond); err != nil {
-			return nil, err
-		}
+		_ = pause(ctx, 5*time.Millisecond)
 	}
 	times.times.sort()
 	return times.times, nil

@@ -292,5 +292,6 @@ func TestHistoryFlags(t *testing.T) {
 		}
 	}
 	f("", "-data", "d", "-n", "5")
-	f("-n is 0", "-n", "0")
+	f("", "-data", "d", "-n", "0")
+	f("-n is -1", "-n", "-1")
 }
