@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/playhead-dev/playhead/internal/settings"
+	"github.com/playhead-dev/playhead/schema"
 )
 
 // Defaults of Config.
@@ -29,7 +30,8 @@ const (
 
 // Config is the ingest role's settings. Start from DefaultConfig.
 type Config struct {
-	// MaxEventBytes bounds one event as it stands in the body, in bytes. Default 1 MiB.
+	// MaxEventBytes bounds one event as it stands in the body, in bytes. Default 1 MiB,
+	// 1 KiB to 16 MiB (schema.MaxPayloadBytes: no reader takes more).
 	// The events topic's max.message.bytes must be at least MaxRecordBytes; below it
 	// Kafka refuses the largest events and the append answers event_too_large.
 	MaxEventBytes int `yaml:"max_event_bytes"`
@@ -127,7 +129,7 @@ func DefaultConfig() Config {
 // Validate reports every setting that is out of its range, joined.
 func (c Config) Validate() error {
 	return errors.Join(
-		settings.InRange("ingest.max_event_bytes", c.MaxEventBytes, 1<<10, 64<<20),
+		settings.InRange("ingest.max_event_bytes", c.MaxEventBytes, 1<<10, schema.MaxPayloadBytes),
 		settings.InRange("ingest.max_batch_bytes", c.MaxBatchBytes, max(c.MaxEventBytes, 1<<10), 1<<30),
 		settings.InRange("ingest.max_batch_events", c.MaxBatchEvents, 1, 1_000_000),
 		settings.InRange("ingest.max_json_depth", c.MaxJSONDepth, 1, 5000),

@@ -42,7 +42,7 @@ func (a *API) newLogScan(ctx context.Context, v *view, scope schema.Scope, reaso
 	}
 	s.reader = sessionlog.Reader{
 		Log: a.deps.Log, Rule: a.deps.Dedupe, Judge: v.tape, Erased: a.deps.Erased, Spend: s.spend, Strict: true,
-		Scope: scope, Epoch: v.epoch, Partition: v.partition,
+		Scope: scope, Epoch: v.epoch, Partition: v.partition, Placement: a.deps.Placement,
 	}
 	return s, nil
 }

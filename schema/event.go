@@ -42,6 +42,9 @@ func (e *Event) JSONPayload() bool { return IsJSON(e.ContentType) }
 // struct, its pointers' targets and its place in the tape's indexes.
 const eventOverhead = 320
 
+// MinEventSize is the least that Size returns.
+const MinEventSize = eventOverhead
+
 // Size estimates the bytes of memory e holds, for bounds on tapes and buffers.
 func (e *Event) Size() int {
 	n := eventOverhead + len(e.Payload) + len(e.Type) + len(e.Session) + len(e.MessageID) + len(e.FrameID)

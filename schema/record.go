@@ -47,9 +47,6 @@ const CloudEventsSource = "/playhead/ingest"
 // CloudEvents wants an id in every event; '~' cannot begin a message id.
 const generatedIDPrefix = "~"
 
-// ErrRecord reports a Kafka record that is not an event of ours.
-var ErrRecord = errors.New("record is not an event")
-
 var (
 	specVersion = []byte("1.0")
 	source      = []byte(CloudEventsSource)
@@ -105,109 +102,193 @@ func AppendHeaders[H ~struct {
 	return dst
 }
 
+// MaxPayloadBytes bounds the value of an event's record. It is part of the log's contract,
+// as every reader has to hold it: not a setting.
+const MaxPayloadBytes = 16 << 20
+
 // DecodeRecord reads an event from a Kafka record's headers and value. id is where
 // the record lies and its timestamp. The event's payload aliases value.
 //
 // Records of foreign producers are welcome if they speak CloudEvents in binary mode
 // and carry ce_subject and ce_workspace; a missing ce_tms counts as 0. Everything else
-// is an error that wraps ErrRecord and names the header.
+// is a *RejectError that names the header. Whether the record lies in the partition of its
+// session is not looked at: see DecodePlaced.
 func DecodeRecord[H ~struct {
 	Key   string
 	Value []byte
 }](id EventID, headers []H, value []byte) (*Event, error) {
 	e := &Event{ID: id, Payload: value, ContentType: DefaultContentType}
-	var version []byte
+	d := headerDecoder{event: e}
 	for i := range headers {
 		h := Header(headers[i])
-		if err := decodeHeader(e, &version, h.Key, h.Value); err != nil {
-			return nil, fmt.Errorf("%w: header %s %w", ErrRecord, h.Key, err)
+		if err := d.take(h.Key, h.Value); err != nil {
+			return nil, err
 		}
 	}
 	switch {
 	case id.TimeMs < 0 || id.TimeMs > MaxEventTimeMs:
-		return nil, fmt.Errorf("%w: timestamp is %d; want Unix milliseconds from 1970 to 2299", ErrRecord, id.TimeMs)
-	case !bytes.Equal(version, specVersion):
-		return nil, fmt.Errorf("%w: header %s is %s; want \"1.0\"", ErrRecord, headerSpecVersion, Quote(string(version)))
+		return nil, reject(ReasonTimestamp, "timestamp is %d; want Unix milliseconds from 1970 to 2299", id.TimeMs)
+	case !bytes.Equal(d.version, specVersion):
+		return nil, reject(ReasonVersion, "header %s is %s; want \"1.0\"", headerSpecVersion, Quote(string(d.version)))
 	case e.Type == "":
-		return nil, fmt.Errorf("%w: header %s is missing", ErrRecord, headerType)
+		return nil, reject(ReasonMissing, "header %s is missing", headerType)
 	case e.Session == "":
-		return nil, fmt.Errorf("%w: header %s is missing", ErrRecord, headerSubject)
+		return nil, reject(ReasonMissing, "header %s is missing", headerSubject)
 	case e.Workspace == "":
-		return nil, fmt.Errorf("%w: header %s is missing", ErrRecord, headerWorkspace)
+		return nil, reject(ReasonMissing, "header %s is missing", headerWorkspace)
+	case IsReservedType(e.Type) && !isLogType(e.Type):
+		return nil, reject(ReasonReserved, "header %s is %s, a type of Playhead's own", headerType, Quote(e.Type))
+	case len(value) > MaxPayloadBytes:
+		return nil, reject(ReasonTooLarge, "value has %d bytes; at most %d are allowed", len(value), MaxPayloadBytes)
 	case e.JSONPayload() && !ValidJSON(value):
-		return nil, fmt.Errorf("%w: value is not JSON, as its content type says", ErrRecord)
+		return nil, reject(ReasonJSON, "value is not JSON, as its content type says")
 	}
 	return e, nil
 }
 
-// decodeHeader takes one header into e, or its value into version. It makes a string
-// of a value only where e keeps it: every record of every reader comes by here.
-func decodeHeader(e *Event, version *[]byte, key string, value []byte) (err error) {
-	switch key {
-	case headerSpecVersion:
-		*version = value
-	case headerSource:
-		// whoever wrote it, the rest decides
-	case headerID:
-		if bytes.HasPrefix(value, []byte(generatedIDPrefix)) {
+// isLogType reports whether t is one of the reserved types that stand in sessions' logs.
+func isLogType(t string) bool {
+	return t == TypeSessionCreated || t == TypeSessionEnded || t == TypeErased
+}
+
+// headerDecoder takes the headers of one record into its event.
+type headerDecoder struct {
+	event   *Event
+	version []byte
+	seen    uint16 // a bit for each header of ours
+}
+
+// take takes one header. Those of others are passed over.
+func (d *headerDecoder) take(key string, value []byte) error {
+	known, err := d.decode(key, value)
+	if known == 0 {
+		lower := lowerASCII(key)
+		if lower == key {
 			return nil
 		}
+		if known, err = d.decode(lower, value); known == 0 {
+			return nil
+		}
+	}
+	if err != nil {
+		return reject(ReasonHeader, "header %s %v", key, err)
+	}
+	if d.seen&known != 0 {
+		return reject(ReasonRepeated, "header %s is given twice", key)
+	}
+	d.seen |= known
+	return nil
+}
+
+// Bits of headerDecoder.seen.
+const (
+	seenSpecVersion uint16 = 1 << iota
+	seenID
+	seenSource
+	seenType
+	seenTime
+	seenSubject
+	seenWorkspace
+	seenWorkflow
+	seenTMs
+	seenFrame
+	seenConfidence
+	seenMetadata
+	seenContentType
+)
+
+// decode takes one header whose key is in lower case; known is 0 if it is none of ours. It
+// makes a string of a value only where the event keeps it: every record of every reader
+// comes by here.
+func (d *headerDecoder) decode(key string, value []byte) (known uint16, err error) {
+	e := d.event
+	switch key {
+	case headerSpecVersion:
+		d.version = value
+		return seenSpecVersion, nil
+	case headerSource:
+		return seenSource, nil // whoever wrote it, the rest decides
+	case headerID:
+		if bytes.HasPrefix(value, []byte(generatedIDPrefix)) {
+			return seenID, nil
+		}
 		e.MessageID = string(value)
-		return CheckID(e.MessageID)
+		return seenID, CheckID(e.MessageID)
 	case headerType:
 		e.Type = string(value)
-		return CheckType(e.Type)
+		return seenType, CheckType(e.Type)
 	case headerSubject:
 		e.Session = string(value)
-		return CheckID(e.Session)
+		return seenSubject, CheckID(e.Session)
 	case headerWorkspace:
 		e.Workspace = string(value)
-		return CheckID(e.Workspace)
+		return seenWorkspace, CheckID(e.Workspace)
 	case headerWorkflow:
 		e.Workflow = string(value)
-		return CheckID(e.Workflow)
+		return seenWorkflow, CheckID(e.Workflow)
 	case headerTMs:
 		e.TMs, err = strconv.ParseInt(string(value), 10, 64)
 		if err != nil || e.TMs < 0 {
-			return fmt.Errorf("is %s; want milliseconds, 0 or more", Quote(string(value)))
+			err = fmt.Errorf("is %s; want milliseconds, 0 or more", Quote(string(value)))
 		}
+		return seenTMs, err
 	case headerTime:
-		t, err := time.Parse(time.RFC3339Nano, string(value))
-		if err != nil {
-			return fmt.Errorf("is %s; want RFC 3339", Quote(string(value)))
-		}
-		ms := t.UnixMilli()
-		if ms < 0 || ms > MaxEventTimeMs {
-			return fmt.Errorf("is %s; want a time from 1970 to 2299", Quote(string(value)))
-		}
-		e.ClientTimeMs = &ms
+		e.ClientTimeMs, err = decodeTime(value)
+		return seenTime, err
 	case headerFrame:
 		e.FrameID = string(value)
-		return CheckText(e.FrameID, MaxFrameIDLen)
+		return seenFrame, CheckText(e.FrameID, MaxFrameIDLen)
 	case headerConfidence:
 		c, ok := parseUnit(string(value))
 		if !ok {
-			return fmt.Errorf("is %s; want a number from 0 to 1", Quote(string(value)))
+			return seenConfidence, fmt.Errorf("is %s; want a number from 0 to 1", Quote(string(value)))
 		}
 		e.Confidence = &c
+		return seenConfidence, nil
 	case headerMetadata:
 		if e.Metadata, err = decodeMetadata(value); err != nil {
-			return err
+			return seenMetadata, err
 		}
-		return CheckMetadata(e.Metadata)
+		return seenMetadata, CheckMetadata(e.Metadata)
 	case headerContentType:
 		if string(value) == DefaultContentType {
 			e.ContentType = DefaultContentType
-			return nil
+			return seenContentType, nil
 		}
 		e.ContentType = string(value)
-		return CheckContentType(e.ContentType)
-	default:
-		if lower := strings.ToLower(key); lower != key {
-			return decodeHeader(e, version, lower, value)
+		return seenContentType, CheckContentType(e.ContentType)
+	}
+	return 0, nil
+}
+
+// decodeTime reads the producer's time.
+func decodeTime(value []byte) (*int64, error) {
+	t, err := time.Parse(time.RFC3339Nano, string(value))
+	if err != nil {
+		return nil, fmt.Errorf("is %s; want RFC 3339", Quote(string(value)))
+	}
+	ms := t.UnixMilli()
+	if ms < 0 || ms > MaxEventTimeMs {
+		return nil, fmt.Errorf("is %s; want a time from 1970 to 2299", Quote(string(value)))
+	}
+	return &ms, nil
+}
+
+// lowerASCII returns s with A-Z made small, itself if there are none. Letters beyond ASCII
+// stay: that some of them fold to one of ours must not make a header ours.
+func lowerASCII(s string) string {
+	for i := range len(s) {
+		if c := s[i]; c >= 'A' && c <= 'Z' {
+			b := []byte(s)
+			for ; i < len(b); i++ {
+				if b[i] >= 'A' && b[i] <= 'Z' {
+					b[i] += 'a' - 'A'
+				}
+			}
+			return string(b)
 		}
 	}
-	return nil
+	return s
 }
 
 // decodeMetadata reads a JSON object of strings; an empty one gives nil.
@@ -312,7 +393,7 @@ func IsJSON(contentType string) bool {
 }
 
 // HasSubject reports whether a record's headers name the session, without decoding
-// the record.
+// the record. Of a header that is repeated it sees the first: such a record is no event.
 func HasSubject[H ~struct {
 	Key   string
 	Value []byte
@@ -334,7 +415,7 @@ func hasHeader[H ~struct {
 	Value []byte
 }](headers []H, key, value string) bool {
 	for i := range headers {
-		if h := Header(headers[i]); h.Key == key || strings.EqualFold(h.Key, key) {
+		if h := Header(headers[i]); h.Key == key || len(h.Key) == len(key) && lowerASCII(h.Key) == key {
 			return string(h.Value) == value
 		}
 	}

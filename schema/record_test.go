@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"mime"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -231,6 +232,76 @@ func TestDecodeRecordRejects(t *testing.T) {
 		if _, err := decodeMap(foreignHeaders(), "{}", ms); !errors.Is(err, schema.ErrRecord) {
 			t.Errorf("timestamp %d: error %v, want ErrRecord", ms, err)
 		}
+	}
+}
+
+// TestRejectionsHaveReasons: one record of each kind that a foreign producer may write.
+func TestRejectionsHaveReasons(t *testing.T) {
+	with := func(key, value string) []header {
+		var out []header
+		for k, v := range foreignHeaders() {
+			if k != key {
+				out = append(out, header{Key: k, Value: []byte(v)})
+			}
+		}
+		return append(out, header{Key: key, Value: []byte(value)})
+	}
+	good := with("traceparent", "\xff")
+	f := func(want schema.Reason, headers []header, value string, ms int64) {
+		t.Helper()
+		_, err := schema.DecodeRecord(eventID(1, 2, ms), headers, []byte(value))
+		var r *schema.RejectError
+		switch {
+		case want == "":
+			if err != nil {
+				t.Errorf("error %v, want none", err)
+			}
+		case !errors.As(err, &r) || r.Reason != want || !errors.Is(err, schema.ErrRecord) || !slices.Contains(schema.Reasons(), want):
+			t.Errorf("error %v, want reason %s", err, want)
+		}
+	}
+	f("", good, "{}", 5)
+	f(schema.ReasonVersion, nil, "{}", 5)
+	f(schema.ReasonVersion, with("ce_specversion", "0.3"), "{}", 5)
+	f(schema.ReasonMissing, []header{{Key: "ce_specversion", Value: []byte("1.0")}}, "{}", 5)
+	f(schema.ReasonHeader, with("ce_subject", "a/b"), "{}", 5)
+	f(schema.ReasonRepeated, append(with("a", ""), header{Key: "CE_Type", Value: []byte("com.example.thing")}), "{}", 5)
+	f(schema.ReasonRepeated, append(with("content-type", "text/plain"), header{Key: "Content-Type", Value: []byte("text/plain")}), "{}", 5)
+	f("", append(with("x", ""), header{Key: "x"}), "{}", 5) // what is not ours may repeat
+	f(schema.ReasonReserved, with("ce_type", "error"), "{}", 5)
+	f(schema.ReasonReserved, with("ce_type", schema.TypeDeadLetter), "{}", 5)
+	f(schema.ReasonReserved, with("ce_type", "playhead.other"), "{}", 5)
+	f("", with("ce_type", schema.TypeSessionEnded), "{}", 5)
+	f("", with("ce_type", schema.TypeErased), "{}", 5)
+	f(schema.ReasonJSON, good, "", 5)
+	f(schema.ReasonTooLarge, with("content-type", "text/plain"), strings.Repeat("x", schema.MaxPayloadBytes+1), 5)
+	f("", with("content-type", "text/plain"), strings.Repeat("x", schema.MaxPayloadBytes), 5)
+	f(schema.ReasonTimestamp, good, "{}", -1)
+	many := good
+	for range 1000 {
+		many = append(many, header{Key: "other", Value: []byte("x")})
+	}
+	f("", many, "{}", 5)
+
+	e, err := schema.DecodeRecord(eventID(1, 2, 5), good, []byte("{}"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := func(partitions int) error {
+		return schema.CheckPlace(e, func(string) schema.Placement { return schema.Placement{Partitions: partitions, Shards: partitions} })
+	}
+	var r *schema.RejectError
+	wrong := 0
+	for partitions := 1; partitions < 50; partitions++ {
+		if err := at(partitions); err != nil {
+			wrong++
+			if !errors.As(err, &r) || r.Reason != schema.ReasonPartition {
+				t.Errorf("error %v, want reason %s", err, schema.ReasonPartition)
+			}
+		}
+	}
+	if wrong == 0 || wrong == 49 {
+		t.Errorf("%d of 49 placements are wrong; the test is of no use", wrong)
 	}
 }
 

@@ -50,7 +50,7 @@ func scattered(rng *rand.Rand, n int) []*schema.Event {
 			e.Workflow = "flow"
 		}
 		if rng.IntN(20) == 0 {
-			e.Type = "playhead.bookkeeping"
+			e.Type = schema.TypeSessionCreated
 		}
 		if rng.IntN(3) == 0 {
 			e.MessageID = fmt.Sprint("m", rng.IntN(2000))

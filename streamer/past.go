@@ -103,5 +103,6 @@ const maxColdFold = 200_000
 func (p *Past) reader(scope schema.Scope, partition uint16, judge sessionlog.Judge) *sessionlog.Reader {
 	return &sessionlog.Reader{
 		Log: p.Log, Rule: p.Rule, Judge: judge, Erased: p.Erased, Scope: scope, Epoch: p.Epoch, Partition: partition,
+		Placement: p.Placement,
 	}
 }

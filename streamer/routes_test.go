@@ -99,7 +99,7 @@ func TestFiltersHoldInReplayAndLive(t *testing.T) {
 	live := []*schema.Event{
 		event(10, "click", "f1", &high, map[string]string{"k": "v", "l": "x"}),
 		event(11, "memory.created", "f3", nil, nil),
-		event(12, "playhead.other", "", nil, nil),
+		event(12, schema.TypeSessionCreated, "", nil, nil),
 		event(13, "done", "f1", &high, map[string]string{"k": "v"}), // every filter below takes it
 	}
 	all := append(append([]*schema.Event(nil), history...), live...)

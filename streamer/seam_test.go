@@ -24,7 +24,7 @@ func mixed(rng *rand.Rand, n int) []*schema.Event {
 		}
 		switch rng.IntN(10) {
 		case 0:
-			typ = "playhead.bookkeeping"
+			typ = schema.TypeSessionCreated
 		case 1, 2:
 			typ = "memory.updated"
 		}

@@ -44,6 +44,8 @@ type Reader struct {
 	Scope     schema.Scope
 	Epoch     uint8
 	Partition uint16
+	// Placement says where a workspace's sessions lie; records elsewhere are left out.
+	Placement func(workspace string) schema.Placement
 
 	// Judge is asked first; nil if there is none.
 	Judge Judge
@@ -115,10 +117,10 @@ func (r *Reader) decode(record *kgo.Record) *schema.Event {
 		r.Scope.Session != "" && !schema.HasSubject(record.Headers, r.Scope.Session) {
 		return nil
 	}
-	e, err := schema.DecodeRecord(schema.EventID{
+	e, err := schema.DecodePlaced(schema.EventID{
 		Position: schema.Position{Epoch: r.Epoch, Partition: r.Partition, Offset: record.Offset},
-		TimeMs:   max(record.Timestamp.UnixMilli(), 0),
-	}, record.Headers, record.Value)
+		TimeMs:   record.Timestamp.UnixMilli(),
+	}, record.Headers, record.Value, r.Placement)
 	if err != nil || e.Workspace != r.Scope.Workspace || r.Scope.Session != "" && e.Session != r.Scope.Session {
 		return nil
 	}

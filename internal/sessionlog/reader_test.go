@@ -99,7 +99,7 @@ func judged(t *testing.T, l *memoryLog, scope schema.Scope) []int64 {
 }
 
 func newReader(l *memoryLog) *Reader {
-	return &Reader{Log: l, Rule: testRule, Scope: schema.Scope{Workspace: "w", Session: "s0"}, Epoch: 1}
+	return &Reader{Log: l, Rule: testRule, Scope: schema.Scope{Workspace: "w", Session: "s0"}, Epoch: 1, Placement: onePartition}
 }
 
 func TestAnyStretchIsJudgedAsTheWholeLogIs(t *testing.T) {
@@ -294,3 +294,5 @@ func BenchmarkForeignRecords(b *testing.B) {
 	}
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/1000, "ns/record")
 }
+
+func onePartition(string) schema.Placement { return schema.Placement{Partitions: 1, Shards: 1} }

@@ -2,19 +2,13 @@ package materializer
 
 import (
 	"errors"
-	"fmt"
 	"strings"
-	"time"
 	"unsafe"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/playhead-dev/playhead/schema"
 )
-
-// Bounds of what ClickHouse's DateTime64(3) holds: 1970 (it goes back to 1900, our ids
-// do not) to the end of 2299.
-var maxRowMs = time.Date(2299, 12, 31, 23, 59, 59, int(999*time.Millisecond), time.UTC).UnixMilli()
 
 // maxReasonBytes bounds the text of a dead letter's reason: it quotes foreign input.
 const maxReasonBytes = 512
@@ -66,23 +60,23 @@ type judge struct {
 // the offsets of the table have no holes.
 func (j *judge) row(r *kgo.Record) row {
 	ms := r.Timestamp.UnixMilli()
-	if ms < 0 || ms > maxRowMs {
-		return deadLetter(r, min(max(ms, 0), maxRowMs), errors.New("record time is before 1970 or after 2299"))
-	}
 	id := schema.EventID{
 		Position: schema.Position{Epoch: j.epoch, Partition: j.partition, Offset: r.Offset},
 		TimeMs:   ms,
 	}
 	e, err := schema.DecodeRecord(id, r.Headers, r.Value)
 	if err != nil {
-		return deadLetter(r, ms, err)
+		return deadLetter(r, err)
 	}
+	err = schema.CheckPlace(e, j.placement)
 	if j.erased.Erased(e) { // whatever it would be otherwise, a dead letter too
-		j.window.Observe(e)
+		if err == nil {
+			j.window.Observe(e)
+		}
 		return row{workspace: e.Workspace, offset: r.Offset, ms: ms, kind: schema.TypeErased}
 	}
-	if want := j.placement(e.Workspace).Partition(e.Workspace, e.Session); want != j.partition {
-		return deadLetter(r, ms, fmt.Errorf("session belongs in partition %d", want))
+	if err != nil {
+		return deadLetter(r, err)
 	}
 	if _, repeat := j.window.Observe(e); repeat {
 		return row{
@@ -102,13 +96,16 @@ func (j *judge) row(r *kgo.Record) row {
 // the row's batch is in the table, which the batch's bounds bound.
 func view(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }
 
-func deadLetter(r *kgo.Record, ms int64, reason error) row {
-	text := reason.Error()
+func deadLetter(r *kgo.Record, err error) row {
+	text := err.Error()
+	if rejected, ok := errors.AsType[*schema.RejectError](err); ok {
+		text = rejected.Why
+	}
 	if len(text) > maxReasonBytes {
 		text = text[:maxReasonBytes]
 	}
 	return row{
-		offset: r.Offset, ms: ms, kind: schema.TypeDeadLetter,
+		offset: r.Offset, ms: min(max(r.Timestamp.UnixMilli(), 0), schema.MaxEventTimeMs), kind: schema.TypeDeadLetter,
 		metadata:    map[string]string{"reason": strings.ToValidUTF8(text, "?")},
 		contentType: deadLetterContentType, payload: view(r.Value),
 	}
@@ -117,9 +114,9 @@ func deadLetter(r *kgo.Record, ms int64, reason error) row {
 // clampClientTime keeps a producer's time within what the column holds. It says nothing
 // about order and prunes nothing: an event is not refused for it.
 func clampClientTime(ms *int64) *int64 {
-	if ms == nil || *ms >= 0 && *ms <= maxRowMs {
+	if ms == nil || *ms >= 0 && *ms <= schema.MaxEventTimeMs {
 		return ms
 	}
-	c := min(max(*ms, 0), maxRowMs)
+	c := min(max(*ms, 0), schema.MaxEventTimeMs)
 	return &c
 }

@@ -45,8 +45,8 @@ func FuzzRow(f *testing.F) {
 		if !equalRows(got, again) {
 			t.Errorf("one record makes two rows: %+v, %+v", got, again)
 		}
-		if got.offset != 7 || got.ms < 0 || got.ms > maxRowMs || got.tMs < 0 ||
-			got.clientMs != nil && (*got.clientMs < 0 || *got.clientMs > maxRowMs) {
+		if got.offset != 7 || got.ms < 0 || got.ms > schema.MaxEventTimeMs || got.tMs < 0 ||
+			got.clientMs != nil && (*got.clientMs < 0 || *got.clientMs > schema.MaxEventTimeMs) {
 			t.Errorf("row = %+v, which the table cannot hold", got)
 		}
 		if reason := got.metadata["reason"]; got.kind == schema.TypeDeadLetter && (reason == "" || len(reason) > 3*maxReasonBytes || !utf8.ValidString(reason)) {

@@ -323,16 +323,16 @@ func (t *Tapes) read() {
 func (t *Tapes) decode(tape *Tape, records []*kgo.Record) []record {
 	out := make([]record, len(records))
 	for i, r := range records {
-		ms := max(r.Timestamp.UnixMilli(), 0)
-		out[i] = record{offset: r.Offset, timeMs: ms}
+		ms := r.Timestamp.UnixMilli()
+		out[i] = record{offset: r.Offset, timeMs: min(max(ms, 0), schema.MaxEventTimeMs)}
 		if r.Attrs.IsControl() {
 			continue
 		}
-		e, err := schema.DecodeRecord(schema.EventID{
+		e, err := schema.DecodePlaced(schema.EventID{
 			Position: schema.Position{Epoch: t.epoch, Partition: tape.partition, Offset: r.Offset},
 			TimeMs:   ms,
-		}, r.Headers, r.Value)
-		if err != nil || t.placement(e.Workspace).Partition(e.Workspace, e.Session) != tape.partition {
+		}, r.Headers, r.Value, t.placement)
+		if err != nil {
 			t.metrics.poison.Inc() // the materialiser keeps it, with its reason
 			continue
 		}

@@ -142,12 +142,16 @@ func TestRecordsThatAreNoEventsAreSkipped(t *testing.T) {
 		misplaced = l.record(newEvent(fmt.Sprint(i), "a", "", nowMs))
 	}
 	misplaced.Partition = int32(p)
-	l.produce(poison, garbage, misplaced, l.record(good))
+	early := l.record(newEvent("s", "a", "", -1))
+	reserved := l.record(newEvent("s", "error", "", nowMs))
+	twice := l.record(good)
+	twice.Headers = append(twice.Headers, kgo.RecordHeader{Key: "Ce_Subject", Value: []byte("s")})
+	l.produce(poison, garbage, misplaced, early, reserved, twice, l.record(good))
 	tapes := l.startTapes(DefaultConfig(), &recordedPast{}, nil)
 	defer tapes.Close()
 	tape := openTape(t, tapes, p)
-	if got := offsetsOf(tape, "s"); got != "3" || tape.Next() != 4 {
-		t.Errorf("events on the tape: %q up to %d; want 3 up to 4", got, tape.Next())
+	if got := offsetsOf(tape, "s"); got != "6" || tape.Next() != 7 {
+		t.Errorf("events on the tape: %q up to %d; want 6 up to 7", got, tape.Next())
 	}
 	if n := tape.entries.len(); n != 1 {
 		t.Errorf("%d entries on the tape, want 1", n)
