@@ -184,10 +184,15 @@ func (s SASLConfig) problems() (errs []error) {
 }
 
 // Options returns what every client of ours needs: seed brokers, client id, TLS, SASL,
-// and the way to an embedded broker. It reads the files that the settings name.
+// the bound of a batch, and the way to an embedded broker. It reads the files that the
+// settings name.
 func (c Config) Options() ([]kgo.Opt, error) {
+	d, err := newDecompressor()
+	if err != nil {
+		return nil, err
+	}
 	// Client metrics (KIP-714) keep megabytes of compression buffers alive in every client.
-	opts := []kgo.Opt{kgo.SeedBrokers(c.Brokers...), kgo.DisableClientMetrics()}
+	opts := []kgo.Opt{kgo.SeedBrokers(c.Brokers...), kgo.DisableClientMetrics(), kgo.WithDecompressor(d)}
 	if c.ClientID != "" {
 		opts = append(opts, kgo.ClientID(c.ClientID))
 	}

@@ -51,8 +51,9 @@ type Log struct {
 	cancel context.CancelCauseFunc
 	wg     sync.WaitGroup // the listers' requests
 
-	leaders      leaders
-	decompressor kgo.Decompressor
+	leaders        leaders
+	decompressor   kgo.Decompressor
+	passUnreadable bool // batches that cannot be decompressed count as offsets without records
 
 	mu      sync.Mutex // guards listers and their batches
 	listers map[int32]*lister
@@ -79,7 +80,11 @@ func OpenTopic(ctx context.Context, c Config, topic string) (*Log, error) {
 		readers: make(chan *kgo.Client, c.ReadConnections),
 		listers: make(map[int32]*lister),
 
-		decompressor: kgo.DefaultDecompressor(),
+		// Of what stands in the control topic nothing may be passed over in silence.
+		passUnreadable: topic != schema.TopicControl,
+	}
+	if l.decompressor, err = newDecompressor(); err != nil {
+		return nil, err
 	}
 	l.ctx, l.cancel = context.WithCancelCause(context.Background())
 	for i := range c.ReadConnections + 1 {

@@ -31,7 +31,9 @@ func (e *OffsetRangeError) Error() string {
 // Read calls fn with the committed records of [from, to) in offset order, on the
 // caller's goroutine, and returns the offset to go on from. It does not wait: if the
 // log ends before to, it stops there. So next is to, or where the log ended; offsets
-// without a record (transaction markers, aborted records) count as read.
+// without a record (transaction markers, aborted records) count as read, and so do those of
+// a batch that cannot be decompressed, or to more than MaxBatchDecompressedBytes; but of
+// playhead.control such a batch is an error.
 //
 // fn owns its record. Its value, key and headers alias the fetched batch: keeping one
 // keeps up to the batch in memory. fn's first error ends Read and is returned as is,
@@ -108,6 +110,10 @@ func (r *reader) fetch(ctx context.Context, offset int64) (records []*kgo.Record
 			Topic:          l.topic,
 			Partition:      int32(r.partition),
 		}, rp, l.decompressor, nil)
+		if bad, ok := errors.AsType[*kgo.ErrDecompressTooLarge](fp.Err); ok && l.passUnreadable && bad.NextOffset > offset {
+			records, after = nil, bad.NextOffset // what came before it was no record
+			return nil
+		}
 		if fp.Err != nil {
 			if kerr.ErrorForCode(rp.ErrorCode) != nil {
 				return fp.Err

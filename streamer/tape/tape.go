@@ -30,7 +30,7 @@ type Tape struct {
 	start     int64
 	next      int64
 	lastMs    int64 // append time of the last record, for positions without an event
-	maxMs     int64 // latest append time of all records; times may run back
+	maxMs     int64 // latest append time of all events; times may run back
 	epoch     uint8
 	sessions  map[sessionKey]*session
 	groups    map[schema.Scope]*index // workflows and workspaces that have entries or listeners
@@ -186,10 +186,11 @@ func (t *Tape) append(records []record, nowMs int64) {
 		if r.offset < t.next {
 			continue // fetched again after a leader move
 		}
-		t.next, t.lastMs, t.maxMs = r.offset+1, r.timeMs, max(t.maxMs, r.timeMs)
+		t.next, t.lastMs = r.offset+1, r.timeMs
 		if r.event == nil {
-			continue
+			continue // a time of no event says nothing about what the window still holds
 		}
+		t.maxMs = max(t.maxMs, r.timeMs)
 		_, duplicate := t.window.Observe(&r.event.Event)
 		if r.offset < t.judgedFrom {
 			continue
@@ -231,7 +232,10 @@ func (t *Tape) put(e *Entry, nowMs int64, woken []*index) []*index {
 	t.recent.MoveToBack(s.recency)
 	e.session = s
 	e.Workspace, e.Session = s.scope.Workspace, s.scope.Session // share the index's strings
-	e.heldSinceMs = min(e.ID.TimeMs, nowMs)
+	e.heldSinceMs = nowMs
+	if e.ID.Offset < t.warmAt { // it came before the tape was opened
+		e.heldSinceMs = min(e.ID.TimeMs, nowMs)
+	}
 	s.state.Apply(&e.Event)
 	t.entries.push(e)
 	t.bytes += e.Size()

@@ -241,7 +241,9 @@ func (t *Tapes) warmUp(ctx context.Context, partition uint16) (warmUpPlan, error
 		return warmUpPlan{}, err
 	}
 	// Records may have come since the end was read: the tape begins at the end then.
-	start = max(first, min(start, end))
+	// More than MaxBytes does not fit on it. Nor may one record with a time to come, which
+	// the question about the time finds first, have it begin at the start of the log.
+	start = max(first, min(start, end), end-int64(t.cfg.MaxBytes/schema.MinEventSize))
 	byAge, err := t.log.OffsetForTime(ctx, partition, oldest.Add(-t.cfg.Rule().WarmUpAge()).UnixMilli())
 	if err != nil {
 		return warmUpPlan{}, err
@@ -348,6 +350,10 @@ func (t *Tapes) fetchFailed(tape *Tape, err error) {
 	if t.ctx.Err() != nil || errors.Is(err, kgo.ErrClientClosed) || errors.Is(err, context.DeadlineExceeded) {
 		return
 	}
+	if bad, ok := errors.AsType[*kgo.ErrDecompressTooLarge](err); ok {
+		t.passBatch(tape, bad)
+		return
+	}
 	if !errors.Is(err, kerr.OffsetOutOfRange) && !isDataLoss(err) {
 		t.logger.Warn("tape fetch", "partition", tape.partition, "error", err)
 		return
@@ -357,6 +363,16 @@ func (t *Tapes) fetchFailed(tape *Tape, err error) {
 	t.metrics.resets.Inc()
 	t.logger.Error("tape lost its place", "partition", tape.partition, "offset", tape.Next(), "error", err)
 	t.drop(tape, fmt.Errorf("%w: %w", ErrLostPlace, err))
+}
+
+// passBatch goes on behind a batch that cannot be decompressed: its offsets hold no events.
+func (t *Tapes) passBatch(tape *Tape, bad *kgo.ErrDecompressTooLarge) {
+	t.metrics.poison.Inc()
+	t.logger.Warn("batch cannot be read", "partition", tape.partition, "offset", bad.Offset, "next", bad.NextOffset)
+	tape.append([]record{{offset: bad.NextOffset - 1, timeMs: tape.End().TimeMs}}, t.now().UnixMilli())
+	t.client.SetOffsets(map[string]map[int32]kgo.EpochOffset{
+		schema.TopicEvents: {int32(tape.partition): {Epoch: bad.Epoch, Offset: bad.NextOffset}},
+	})
 }
 
 // dropIdle gives a tape up that nobody has used for long.
