@@ -18,6 +18,13 @@ import (
 // deadLetterHeadroom is how much larger a dead letter may be than the record it wraps.
 const deadLetterHeadroom = 64 << 10
 
+// How long, and how many bytes of, dead letters are kept when their topic is made: a month,
+// and a GiB, so that a producer that writes nothing else fills no disk with them.
+const (
+	deadLetterRetentionMs    = "2592000000"
+	deadLetterRetentionBytes = "1073741824"
+)
+
 // presenceRetentionMs is ten minutes: counts of open streams are worth nothing after
 // some seconds; the rest is for people who look.
 const presenceRetentionMs = "600000"
@@ -56,6 +63,7 @@ func EnsureTopics(ctx context.Context, c Config) error {
 		{schema.TopicControl, 1, control},
 		{schema.TopicDeadLetters, 1, map[string]string{
 			"cleanup.policy": "delete", "max.message.bytes": strconv.Itoa(c.MaxBatchBytes + deadLetterHeadroom),
+			"retention.ms": deadLetterRetentionMs, "retention.bytes": deadLetterRetentionBytes,
 		}},
 		// Only closed segments age, so they have to be short too.
 		{schema.TopicPresence, 1, map[string]string{
