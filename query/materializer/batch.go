@@ -35,6 +35,8 @@ type batch struct {
 	frame, messageID             []string
 	metadata                     []map[string]string
 	contentType, payload         []string
+
+	letters []*schema.DeadLetter // of its records; no part of the table
 }
 
 // kindCount counts a batch's rows by what became of the record.
@@ -63,6 +65,7 @@ func (b *batch) reset() {
 	empty(&b.metadata)
 	empty(&b.contentType)
 	empty(&b.payload)
+	empty(&b.letters)
 }
 
 func empty[T any](s *[]T) {
@@ -115,6 +118,9 @@ func (b *batch) add(r *row) {
 	b.metadata = append(b.metadata, r.metadata)
 	b.contentType = append(b.contentType, r.contentType)
 	b.payload = append(b.payload, r.payload)
+	if r.letter != nil {
+		b.letters = append(b.letters, r.letter)
+	}
 }
 
 // row returns the i-th row.

@@ -18,7 +18,8 @@
 // Every record does, so that rows and offsets can be compared by counting: an event, a
 // repeat of an earlier event (type playhead.duplicate), a record that is none of ours
 // (type playhead.dead_letter), or what is left of an erased event (type playhead.erased).
-// See rows.go.
+// See rows.go. What is no event is kept in the topic playhead.dead_letters besides, before
+// its range is announced (letters.go).
 //
 // # Files
 //
@@ -27,6 +28,7 @@
 //	recover.go    how that life begins: committed state, gaps, dedupe window, recovery
 //	tail.go       reading one partition's records as they come
 //	rows.go       record to row
+//	letters.go    what is no event, kept for people
 //	batch.go      rows on their way into one insert, and where batches are cut
 //	intent.go     the commit's metadata, tokens
 //	commit.go     commits and the reading back of them

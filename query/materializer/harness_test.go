@@ -222,7 +222,11 @@ type cluster struct {
 	config     kafka.Config
 	producer   *kgo.Client
 	admin      *kadm.Client
-	erased     schema.ErasedBelow // of the materialisers launched from then on
+
+	// Of the materialisers launched from then on.
+	erased  schema.ErasedBelow
+	known   func(string) bool
+	letters DeadLetters
 }
 
 func newCluster(t testing.TB, partitions int) *cluster {
@@ -364,6 +368,7 @@ func (c *cluster) start(cfg Config, epoch uint8, s store, ttl time.Duration) *pr
 	p := &process{t: t, marks: query.NewWatermarks(), done: make(chan error, 1), reg: prometheus.NewRegistry()}
 	p.Materializer, err = New(cfg, Deps{
 		Kafka: c.options, Log: log, Epoch: epoch, Placement: c.placement, Published: p.marks.Set, Erased: c.erased,
+		Known: c.known, DeadLetters: c.letters,
 		Rule: schema.DedupeRule{Offsets: 1000, Age: 10 * time.Minute}, TTL: ttl,
 		Metrics: NewMetrics(p.reg), Logger: slog.New(slog.NewTextHandler(testLog{t}, nil)),
 	})

@@ -1,17 +1,12 @@
 package materializer
 
 import (
-	"errors"
-	"strings"
 	"unsafe"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/playhead-dev/playhead/schema"
 )
-
-// maxReasonBytes bounds the text of a dead letter's reason: it quotes foreign input.
-const maxReasonBytes = 512
 
 // deadLetterContentType is the content type of a dead letter's payload: bytes that we
 // know nothing about.
@@ -30,6 +25,10 @@ type row struct {
 	metadata                     map[string]string
 	contentType                  string
 	payload                      string
+
+	// letter is what is kept of the record besides, if it is no event, or nobody's; nil
+	// otherwise. It is no part of the table.
+	letter *schema.DeadLetter
 }
 
 // size is what the row counts towards a batch's bytes.
@@ -38,6 +37,9 @@ func (r *row) size() int {
 		len(r.messageID) + len(r.contentType) + len(r.payload)
 	for k, v := range r.metadata {
 		n += len(k) + len(v) + 16
+	}
+	if r.letter != nil {
+		n += r.letter.Size()
 	}
 	return n
 }
@@ -53,6 +55,11 @@ type judge struct {
 	placement func(workspace string) schema.Placement
 	window    *schema.Window
 	erased    schema.ErasedBelow
+
+	// known reports whether there is a workspace, as far as this process has heard; nil: all
+	// there are. It has no say in rows: only in whether an event gets a letter.
+	known     func(workspace string) bool
+	lastKnown string
 }
 
 // row returns the record's row: an event, a repeat, a dead letter or what is left of an
@@ -66,7 +73,7 @@ func (j *judge) row(r *kgo.Record) row {
 	}
 	e, err := schema.DecodeRecord(id, r.Headers, r.Value)
 	if err != nil {
-		return deadLetter(r, err)
+		return j.deadLetter(r, id, err)
 	}
 	err = schema.CheckPlace(e, j.placement)
 	if j.erased.Erased(e) { // whatever it would be otherwise, a dead letter too
@@ -76,7 +83,7 @@ func (j *judge) row(r *kgo.Record) row {
 		return row{workspace: e.Workspace, offset: r.Offset, ms: ms, kind: schema.TypeErased}
 	}
 	if err != nil {
-		return deadLetter(r, err)
+		return j.deadLetter(r, id, err)
 	}
 	if _, repeat := j.window.Observe(e); repeat {
 		return row{
@@ -87,8 +94,22 @@ func (j *judge) row(r *kgo.Record) row {
 		workspace: e.Workspace, session: e.Session, workflow: e.Workflow,
 		offset: r.Offset, ms: ms, clientMs: clampClientTime(e.ClientTimeMs), tMs: e.TMs,
 		kind: e.Type, confidence: e.Confidence, frame: e.FrameID, messageID: e.MessageID,
-		metadata: e.Metadata, contentType: e.ContentType, payload: view(e.Payload),
+		metadata: e.Metadata, contentType: e.ContentType, payload: view(e.Payload), letter: j.nobodys(r, e),
 	}
+}
+
+// nobodys returns the letter of an event whose workspace nobody knows: nobody can read it.
+// Its row stays an event's, should the workspace be made later.
+func (j *judge) nobodys(r *kgo.Record, e *schema.Event) *schema.DeadLetter {
+	if j.known == nil || e.Workspace == j.lastKnown || e.Hidden() {
+		return nil
+	}
+	if j.known(e.Workspace) {
+		j.lastKnown = e.Workspace
+		return nil
+	}
+	return schema.NewDeadLetter(e.ID.Position, schema.Rejected(schema.ReasonWorkspace, "there is no workspace "+schema.Quote(e.Workspace)),
+		e.ID.TimeMs, r.Key, r.Headers, r.Value)
 }
 
 // view shows a record's bytes as a string, without a copy: records are ours alone, and
@@ -96,18 +117,18 @@ func (j *judge) row(r *kgo.Record) row {
 // the row's batch is in the table, which the batch's bounds bound.
 func view(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }
 
-func deadLetter(r *kgo.Record, err error) row {
-	text := err.Error()
-	if rejected, ok := errors.AsType[*schema.RejectError](err); ok {
-		text = rejected.Why
-	}
-	if len(text) > maxReasonBytes {
-		text = text[:maxReasonBytes]
+// deadLetter returns the row of a record that is not an event. What says that it is of an
+// erased session, or workspace, leaves no more behind than an event would.
+func (j *judge) deadLetter(r *kgo.Record, id schema.EventID, err error) row {
+	ms := min(max(id.TimeMs, 0), schema.MaxEventTimeMs)
+	letter := schema.NewDeadLetter(id.Position, err, id.TimeMs, r.Key, r.Headers, r.Value)
+	if letter.Workspace != "" && id.Precedes(j.erased.Of(letter.Workspace, letter.Session)) {
+		return row{workspace: letter.Workspace, offset: r.Offset, ms: ms, kind: schema.TypeErased}
 	}
 	return row{
-		offset: r.Offset, ms: min(max(r.Timestamp.UnixMilli(), 0), schema.MaxEventTimeMs), kind: schema.TypeDeadLetter,
-		metadata:    map[string]string{"reason": strings.ToValidUTF8(text, "?")},
-		contentType: deadLetterContentType, payload: view(r.Value),
+		offset: r.Offset, ms: ms, kind: schema.TypeDeadLetter,
+		metadata:    map[string]string{"reason": letter.Why},
+		contentType: deadLetterContentType, payload: view(r.Value), letter: letter,
 	}
 }
 

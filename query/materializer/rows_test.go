@@ -49,7 +49,7 @@ func FuzzRow(f *testing.F) {
 			got.clientMs != nil && (*got.clientMs < 0 || *got.clientMs > schema.MaxEventTimeMs) {
 			t.Errorf("row = %+v, which the table cannot hold", got)
 		}
-		if reason := got.metadata["reason"]; got.kind == schema.TypeDeadLetter && (reason == "" || len(reason) > 3*maxReasonBytes || !utf8.ValidString(reason)) {
+		if reason := got.metadata["reason"]; got.kind == schema.TypeDeadLetter && (reason == "" || len(reason) > 512 || !utf8.ValidString(reason) || got.letter == nil || got.letter.Why != reason) {
 			t.Errorf("reason = %q", reason)
 		}
 	})

@@ -24,8 +24,8 @@ type Log interface {
 	Read(ctx context.Context, partition uint16, from, to int64, fn func(*kgo.Record) error) (next int64, err error)
 }
 
-// Deps are what a Materializer works with. All fields but Erased, Published, Metrics and Logger
-// are required.
+// Deps are what a Materializer works with. All fields but Erased, Known, DeadLetters, Published,
+// Metrics and Logger are required.
 type Deps struct {
 	Kafka []kgo.Opt // how every client reaches the brokers (kafka.Config.Options)
 	Log   Log
@@ -40,6 +40,13 @@ type Deps struct {
 
 	// Erased says which events are no more; nil: none.
 	Erased schema.ErasedBelow
+
+	// Known reports whether there is a workspace, as far as this process has heard; nil: all
+	// there are. An event of no workspace gets a dead letter. It must not block.
+	Known func(workspace string) bool
+
+	// DeadLetters keeps what is no event; nil: nothing but the rows says so.
+	DeadLetters DeadLetters
 
 	// Published is told the watermark of a partition of ours, after each commit
 	// (query.Watermarks.Set). It must not block.
@@ -61,6 +68,8 @@ type Materializer struct {
 	rule         schema.DedupeRule
 	placement    func(string) schema.Placement
 	erased       schema.ErasedBelow
+	known        func(string) bool
+	letters      DeadLetters
 	published    func(uint16, int64)
 	kafkaOptions []kgo.Opt
 	kafkaLog     Log
@@ -99,6 +108,8 @@ func New(cfg Config, deps Deps) (*Materializer, error) {
 		rule:         deps.Rule,
 		placement:    deps.Placement,
 		erased:       deps.Erased,
+		known:        deps.Known,
+		letters:      deps.DeadLetters,
 		published:    deps.Published,
 		kafkaOptions: deps.Kafka,
 		kafkaLog:     deps.Log,
@@ -206,7 +217,7 @@ func (m *Materializer) newWorker(cl *kgo.Client, partition uint16) *running {
 			hard:         hard,
 			log:          m.logger.With("partition", partition, "generation", generation),
 			gauges:       m.metrics.partition(partition),
-			judge:        judge{epoch: m.epoch, partition: partition, placement: m.placement, erased: m.erased},
+			judge:        judge{epoch: m.epoch, partition: partition, placement: m.placement, erased: m.erased, known: m.known},
 			batch:        newBatch(m.epoch, partition),
 		},
 		soften: soften, harden: harden, done: make(chan struct{}),

@@ -2,6 +2,7 @@ package materializer
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -30,7 +31,8 @@ const maxPollRecords = 10_000
 // not take is not fetched.
 type tail struct {
 	cl            *kgo.Client
-	highWatermark int64 // of the last fetch
+	highWatermark int64                        // of the last fetch
+	passed        []*kgo.ErrDecompressTooLarge // batches passed over, as nobody can read them; the worker's to take
 }
 
 func openTail(opts []kgo.Opt, partition uint16, from int64) (*tail, error) {
@@ -60,15 +62,22 @@ func (t *tail) buffered() ([]*kgo.Record, error) {
 
 // poll waits for records until ctx ends; then it returns none.
 func (t *tail) poll(ctx context.Context) ([]*kgo.Record, error) {
-	fetches := t.cl.PollRecords(ctx, maxPollRecords)
-	if ctx.Err() != nil && fetches.NumRecords() == 0 {
+	records, err := t.records(t.cl.PollRecords(ctx, maxPollRecords))
+	if ctx.Err() != nil && len(records) == 0 {
 		return nil, nil
 	}
-	return t.records(fetches)
+	return records, err
 }
 
 func (t *tail) records(fetches kgo.Fetches) (out []*kgo.Record, err error) {
 	fetches.EachPartition(func(p kgo.FetchTopicPartition) {
+		if bad, ok := errors.AsType[*kgo.ErrDecompressTooLarge](p.Err); ok {
+			t.passed = append(t.passed, bad)
+			t.cl.SetOffsets(map[string]map[int32]kgo.EpochOffset{
+				p.Topic: {p.Partition: {Epoch: bad.Epoch, Offset: bad.NextOffset}},
+			})
+			return
+		}
 		if p.Err != nil {
 			err = p.Err
 			return

@@ -192,9 +192,11 @@ func (w *worker) gather(t *tail) error {
 				return err
 			}
 			if len(records) == 0 && born.IsZero() {
+				w.keepPassed(t)
 				return nil
 			}
 		}
+		w.keepPassed(t)
 		w.pending = records
 	}
 	return nil
@@ -233,6 +235,9 @@ func (w *worker) fill(l limits) bool {
 
 // flush announces the batch, inserts it and moves on.
 func (w *worker) flush(highWatermark int64) error {
+	if !w.keepLetters(w.batch.letters) {
+		return nil // nothing was announced: the batch is dropped
+	}
 	release, ok := w.acquireInsert(w.soft)
 	if !ok {
 		return nil // nothing was announced: the batch is dropped
