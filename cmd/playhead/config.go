@@ -13,6 +13,7 @@ import (
 	"github.com/goccy/go-yaml"
 
 	"github.com/playhead-dev/playhead/ingest"
+	"github.com/playhead-dev/playhead/internal/deadletters"
 	"github.com/playhead-dev/playhead/internal/httpapi"
 	"github.com/playhead-dev/playhead/internal/kafka"
 	"github.com/playhead-dev/playhead/query"
@@ -49,6 +50,7 @@ type Config struct {
 	Streamer     streamer.Config        `yaml:"streamer"`
 	Query        query.Config           `yaml:"query"`
 	Materializer materializer.Config    `yaml:"materializer"`
+	DeadLetters  deadletters.Config     `yaml:"dead_letters"`
 	Log          LogConfig              `yaml:"log"`
 }
 
@@ -71,6 +73,7 @@ func DefaultConfig() Config {
 		Streamer:     streamer.DefaultConfig(),
 		Query:        query.DefaultConfig(),
 		Materializer: materializer.DefaultConfig(),
+		DeadLetters:  deadletters.DefaultConfig(),
 		Log:          LogConfig{Format: "text"},
 	}
 }
@@ -91,7 +94,7 @@ func (c Config) Validate() error {
 	}
 	return errors.Join(append(errs,
 		c.HTTP.Validate(), c.Kafka.Validate(), c.ClickHouse.Validate(), c.Ingest.Validate(),
-		c.Streamer.Validate(), c.Query.Validate(), c.Materializer.Validate())...)
+		c.Streamer.Validate(), c.Query.Validate(), c.Materializer.Validate(), c.DeadLetters.Validate())...)
 }
 
 func (c Config) has(role string) bool { return slices.Contains(c.Roles, role) }

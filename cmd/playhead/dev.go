@@ -110,6 +110,7 @@ func runDev(ctx context.Context, args []string, env func(string) string, stdout,
 	if _, erased := n.control.Erasure(state.WorkspaceID, ""); erased { // its id is not used again
 		state.WorkspaceID = newDevWorkspaceID()
 	}
+	n.cfg.DeadLetters.OperatorWorkspace = state.WorkspaceID // nobody asks before listen
 	workspace := control.Workspace{ID: state.WorkspaceID, Name: devWorkspaceName, Plan: control.PlanPro, Limits: control.Unlimited()}
 	if limits == "default" {
 		workspace.Limits = control.DefaultLimits()

@@ -2,8 +2,11 @@ package main
 
 import (
 	"context"
+	"errors"
+	"time"
 
 	"github.com/playhead-dev/playhead/internal/control"
+	"github.com/playhead-dev/playhead/internal/deadletters"
 	"github.com/playhead-dev/playhead/schema"
 )
 
@@ -25,6 +28,9 @@ type erasures struct {
 }
 
 func (e erasures) EraseSession(ctx context.Context, workspace, session, by string) (schema.Erasure, error) {
+	if err := e.n.eraseLetters(ctx, workspace, session); err != nil {
+		return schema.Erasure{}, err
+	}
 	x, err := e.Store.EraseSession(ctx, workspace, session, by)
 	if err != nil {
 		return x, err
@@ -36,6 +42,21 @@ func (e erasures) EraseSession(ctx context.Context, workspace, session, by strin
 		return x, err
 	}
 	return x, tape.WaitFor(ctx, x.Below.Offset)
+}
+
+// eraseLetters hides the dead letters that say that they are of a session. The erasure itself
+// does so too, but is forgotten when the log has lost what it erased, which the topic of the
+// dead letters may keep longer. Should the erasure fail then, they are hidden for nothing:
+// who asks for it wants that.
+func (n *node) eraseLetters(ctx context.Context, workspace, session string) error {
+	err := n.letters.Note(ctx, schema.LetterRecord{Erasure: &schema.LetterErasure{
+		WorkspaceID: workspace, SessionID: session, AtMs: time.Now().UnixMilli(),
+	}})
+	if errors.Is(err, deadletters.ErrRefused) { // there is no such topic: nor are there letters
+		n.logger.Error("dead letters of an erased session are not marked", "error", err)
+		return nil
+	}
+	return err
 }
 
 func (e erasures) EraseWorkspace(ctx context.Context, workspace, by string) (schema.Erasure, error) {

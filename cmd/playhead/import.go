@@ -7,11 +7,9 @@ import (
 	"flag"
 	"fmt"
 	"io"
-	"io/fs"
 	"net/http"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"github.com/mattn/go-isatty"
 
@@ -39,9 +37,6 @@ Exit codes: 0 all events are in (accepted now, or duplicates); 1 some are not; 2
 usage; 130 interrupted: run the same command to resume.
 `
 
-// defaultServerURL is where playhead dev listens unless told otherwise.
-const defaultServerURL = "http://127.0.0.1:8080"
-
 // interruptedError ends an import that was cancelled.
 type interruptedError struct{ resumable bool }
 
@@ -67,7 +62,7 @@ func runImport(ctx context.Context, args []string, env func(string) string, stdi
 		return errUsage
 	}
 	cfg := opts.cfg
-	if cfg.URL, cfg.Key, err = opts.server(env); err != nil {
+	if cfg.URL, cfg.Key, err = opts.server.choose(env); err != nil {
 		return complain(err)
 	}
 	transport := http.DefaultTransport.(*http.Transport).Clone()
@@ -128,11 +123,9 @@ func explainImport(err error) error {
 
 // importOptions is the parsed command line.
 type importOptions struct {
-	cfg     importer.Config // without URL and Key
-	files   []string
-	url     string // "" if not given
-	key     string // likewise
-	dataDir string
+	cfg    importer.Config // without URL and Key
+	files  []string
+	server serverFlags
 }
 
 // parseImport reads the command line. Whatever is wrong with it has been printed when it
@@ -149,9 +142,7 @@ func parseImport(args []string, env func(string) string, stderr io.Writer) (*imp
 		fs.PrintDefaults()
 		fmt.Fprint(stderr, importExitCodes)
 	}
-	fs.StringVar(&opts.url, "url", env("PLAYHEAD_URL"), "`address` of the server (PLAYHEAD_URL); default from dev.json, else "+defaultServerURL)
-	fs.StringVar(&opts.key, "key", "", "API key with the scope ingest; prefer PLAYHEAD_KEY, which other users cannot see;\nelse PLAYHEAD_DEV_KEY, else from dev.json")
-	fs.StringVar(&opts.dataDir, "data-dir", firstOf(env("PLAYHEAD_DATA_DIR"), defaultDataDir), "`folder` of playhead dev, where dev.json is (PLAYHEAD_DATA_DIR)")
+	opts.server.register(fs, env, "ingest")
 	fs.StringVar(&cfg.StateDir, "state-dir", defaultStateDir(), "`folder` for positions to resume from; \"\" keeps none")
 	fs.BoolVar(&cfg.Restart, "restart", false, "begin from the first line, whatever an interrupted import has sent")
 	fs.StringVar(&onError, "on-error", onError, "at a line that cannot be imported: `stop`, or skip it and go on")
@@ -211,35 +202,6 @@ func parseInterspersed(fs *flag.FlagSet, args []string) (rest []string, err erro
 		}
 		rest, args = append(rest, left[0]), left[1:]
 	}
-}
-
-// server decides where to send and with which key. The key that `playhead dev` keeps in
-// dev.json goes to the server that dev.json names, and to no other.
-func (o *importOptions) server(env func(string) string) (url, key string, err error) {
-	url = strings.TrimRight(o.url, "/")
-	key = firstOf(o.key, env("PLAYHEAD_KEY"), env("PLAYHEAD_DEV_KEY"))
-	if url != "" && key != "" {
-		return url, key, nil
-	}
-	path := filepath.Join(o.dataDir, devStateFile)
-	dev, err := readDevFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		if key == "" {
-			return "", "", fmt.Errorf("no API key: give --key or PLAYHEAD_KEY, or --data-dir if `playhead dev` runs with another one (there is no %s)", path)
-		}
-		return firstOf(url, defaultServerURL), key, nil
-	}
-	if err != nil {
-		return "", "", err
-	}
-	devURL := strings.TrimRight(dev.URL, "/")
-	if key == "" {
-		if url != "" && url != devURL {
-			return "", "", fmt.Errorf("no API key for %s: give --key or PLAYHEAD_KEY (the one in %s is for %s)", url, path, devURL)
-		}
-		key = dev.Key
-	}
-	return firstOf(url, devURL, defaultServerURL), key, nil
 }
 
 // readDevFile reads what playhead dev leaves for other commands on its machine.

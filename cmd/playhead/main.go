@@ -5,6 +5,7 @@
 //	playhead import FILE…        append a file of events through the public API
 //	playhead migrate             bring ClickHouse's tables to another version
 //	playhead rebuild             make rows of the history anew from Kafka
+//	playhead dead-letters        list records that are no events, and append them again
 //	playhead version
 //
 // Exit codes: 0 done; 1 failed; 2 wrong usage; 130 interrupted.
@@ -28,12 +29,13 @@ var version = "devel"
 
 const usage = `usage: playhead <command> [flags]
 
-  dev       run everything on this machine, in a data directory
-  serve     run roles against Kafka and ClickHouse
-  import    append a file of events (NDJSON) through the public API
-  migrate   bring the tables in ClickHouse to another version of the schema
-  rebuild   make rows of the history anew from Kafka
-  version   print the version
+  dev           run everything on this machine, in a data directory
+  serve         run roles against Kafka and ClickHouse
+  import        append a file of events (NDJSON) through the public API
+  migrate       bring the tables in ClickHouse to another version of the schema
+  rebuild       make rows of the history anew from Kafka
+  dead-letters  list records that are no events, and append them again
+  version       print the version
 
 playhead <command> -h lists a command's flags.
 `
@@ -81,6 +83,8 @@ func run(ctx context.Context, args []string, env func(string) string, stdin io.R
 		return runMigrate(ctx, rest, env, stdout, stderr)
 	case "rebuild":
 		return runRebuild(ctx, rest, env, stdout, stderr)
+	case "dead-letters":
+		return runDeadLetters(ctx, rest, env, stdout, stderr)
 	case "version", "-version", "--version":
 		fmt.Fprintln(stdout, "playhead", version)
 		return nil

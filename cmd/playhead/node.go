@@ -17,6 +17,7 @@ import (
 
 	"github.com/playhead-dev/playhead/ingest"
 	"github.com/playhead-dev/playhead/internal/control"
+	"github.com/playhead-dev/playhead/internal/deadletters"
 	"github.com/playhead-dev/playhead/internal/httpapi"
 	"github.com/playhead-dev/playhead/internal/kafka"
 	"github.com/playhead-dev/playhead/internal/presence"
@@ -49,6 +50,9 @@ type node struct {
 	history    *query.History
 
 	queryMetrics *query.Metrics
+
+	letterMetrics *deadletters.Metrics
+	letters       *deadletters.Writer
 
 	past     *streamer.Past
 	tapes    *tape.Tapes
@@ -174,7 +178,7 @@ func (n *node) openLog(ctx context.Context) error {
 		return err
 	}
 	n.onStop("presence", func(context.Context) error { n.presence.Close(); return nil })
-	return nil
+	return n.openLetters()
 }
 
 // openClickHouse connects, and starts what waits for ClickHouse by itself: it may be

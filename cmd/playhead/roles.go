@@ -95,6 +95,7 @@ func (n *node) materialize(ctx context.Context) error {
 	m, err := materializer.New(n.cfg.Materializer, materializer.Deps{
 		Kafka: opts, Log: n.log, Conn: conn, Epoch: n.control.Epoch(),
 		Rule: n.cfg.Streamer.Tape.Rule(), Placement: n.placement, Published: n.watermarks.Set, Erased: n.control.ErasedBelow,
+		Known: n.knownWorkspace, DeadLetters: letterKeeper{n},
 		TTL:     n.cfg.ClickHouse.Table.TTL,
 		Metrics: materializer.NewMetrics(n.reg), Logger: n.logger,
 	})
@@ -123,6 +124,7 @@ func (n *node) openIngest() error {
 	n.onStop("appends", appender.Close)
 	n.appends = ingest.NewAPI(n.cfg.Ingest, appender)
 	n.appends.Register(n.app)
+	n.openDeadLetters()
 	return nil
 }
 

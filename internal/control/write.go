@@ -268,6 +268,16 @@ func (s *Store) produce(ctx context.Context, records ...*kgo.Record) (int64, err
 	return last, nil
 }
 
+// Sync returns once the fold holds all that was in the topic when the call began: what is
+// not known then was not there.
+func (s *Store) Sync(ctx context.Context) error {
+	_, end, err := s.topic.Bounds(ctx, 0)
+	if err != nil {
+		return err
+	}
+	return s.waitFolded(ctx, end-1)
+}
+
 func (s *Store) waitFolded(ctx context.Context, offset int64) error {
 	for {
 		s.mu.RLock()

@@ -24,6 +24,9 @@ const (
 	CodeUnsupportedMedia   = "unsupported_media_type"
 	CodeKeyLimit           = "key_limit_reached"
 	CodeErasureLimit       = "erasure_limit_reached"
+	CodeRedriven           = "dead_letter_redriven"
+	CodeNotRedrivable      = "dead_letter_not_redrivable"
+	CodeStillRejected      = "dead_letter_still_rejected"
 	CodeTypeCodeTaken      = "type_code_taken"
 	CodeTypeBuiltin        = "type_code_builtin"
 	CodeRateLimited        = "rate_limited"
@@ -69,12 +72,15 @@ func Codes() []CodeDoc {
 		{"session_exists", 409, "a session of this id exists already"},
 		{CodeKeyLimit, 409, "the workspace has as many live keys as it may"},
 		{CodeErasureLimit, 409, "as many erasures are remembered as may be"},
+		{CodeRedriven, 409, "the dead letter was appended again already, as another event; details.event_id says which"},
+		{CodeNotRedrivable, 409, "the dead letter cannot be appended again; details.why is unreadable, incomplete or is_event"},
 		{CodeTypeCodeTaken, 409, "the code is another event type's; details.name says whose"},
 		{CodeTypeBuiltin, 409, "the event type's code is built in and stays; details.code says it"},
 		{CodeBodyTooLarge, 413, "the body, or what it decompresses to, is larger than allowed"},
 		{"event_too_large", 413, "one event is larger than allowed"},
 		{"too_many_events", 413, "the batch holds more events than allowed"},
 		{CodeUnsupportedMedia, 415, "the Content-Type or Content-Encoding is not one we read"},
+		{CodeStillRejected, 422, "the dead letter is no event with these corrections either; details.reason says why"},
 		{"scan_too_large", 422, "the page would read too much; narrow it by startTime and endTime"},
 		{"upgrade_required", 426, "the path speaks WebSocket"},
 		{CodeRateLimited, 429, "too many requests; see Retry-After"},
