@@ -241,7 +241,7 @@ func (f *foreign) check(s *server, how string) {
 	got := s.replayed("/v1/stream?from=start", "")
 	slices.Sort(got)
 	if !slices.Equal(got, all) {
-		f.t.Errorf("%s: the workspace's stream has %d events, want %d", how, len(got), len(all))
+		f.t.Errorf("%s: the workspace's stream has %d events, want %d:\n%v, want\n%v", how, len(got), len(all), got, all)
 	}
 	var paged []string
 	for cursor := ""; ; {

@@ -76,7 +76,7 @@ func (s *server) replayed(path, lastID string) (ids []string) {
 			s.t.Fatalf("GET %s ends before it has caught up", path)
 		case f.event == "playhead.caught_up":
 			return ids
-		case f.data != "":
+		case f.data != "" && f.event != "heartbeat":
 			ids = append(ids, f.id[:len("evt_")+26])
 		}
 	}

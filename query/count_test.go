@@ -28,7 +28,8 @@ func (ws worlds) growHours(workspace string, n int) {
 		for range n {
 			pos := schema.Position{Epoch: w.epoch, Partition: w.at, Offset: w.end + pick[int64](w.r, 0, 0, 0, 1, 3)}
 			ms += w.r.Int64N(20*60_000) - 5*60_000
-			w.append(randomEvent(w.r, pick(w.r, workspace, workspace, workspace+"x"), pick(w.r, "s1", "s1", "s2"), pos, ms))
+			in := pick(w.r, workspace, workspace, workspace+"x")
+			w.append(randomEvent(w.r, in, w.session(in, pick(w.r, "s1", "s1", "s2")), pos, ms))
 		}
 	}
 }
@@ -209,7 +210,7 @@ func (ws worlds) checkPosition(what, workspace string, scope schema.Scope, at sc
 func TestCountsWithoutClickHouse(t *testing.T) {
 	away := brokenHistory(t)
 	r := rand.New(rand.NewPCG(22, 1))
-	w := newWorldOf(t, r, away, func([]*schema.Event) {}, "c", 1, 0)
+	w := newWorldOf(t, r, away, func([]*schema.Event) {}, "c", 1, 0, 1)
 	ws := worlds{w}
 	ws.growHours("c", 100)
 	w.committed, w.rows, w.tapeStart, w.warmAt = w.end/2, w.end, w.end*3/4, 0
@@ -237,7 +238,7 @@ func TestCountsLeaveErasedEventsOut(t *testing.T) {
 	store := &erasureList{}
 	h.Hide(store)
 	r := rand.New(rand.NewPCG(23, 1))
-	w := newWorldOf(t, r, h, func(events []*schema.Event) { insert(t, conn, events) }, "c", 1, 0)
+	w := newWorldOf(t, r, h, func(events []*schema.Event) { insert(t, conn, events) }, "c", 1, 0, 1)
 	ws := worlds{w}
 	ws.growHours("c", 200)
 	w.materialise(w.end)

@@ -105,7 +105,7 @@ func halfOpen(t *testing.T, forgotten int64) {
 	cfg.QueryTimeout = time.Minute
 	cfg.Admission.MaxPages, cfg.Admission.MaxWaiting = 1000, 1000
 	history, proxy, insertRows := proxiedHistory(t, cfg)
-	w := newWorldOf(t, rand.New(rand.NewPCG(1, 1)), history, insertRows, "w1", 1, 0)
+	w := newWorldOf(t, rand.New(rand.NewPCG(1, 1)), history, insertRows, "w1", 1, 0, 1)
 	ws := worlds{w}
 	ws.growHours("w1", 50)
 	w.materialise(w.end)

@@ -52,9 +52,10 @@ func (ws worlds) api(cfg Config) *API {
 
 func newWorlds(t testing.TB, r *rand.Rand, h *History, insert func([]*schema.Event), workspace string) worlds {
 	epoch := pick[uint8](r, 1, 1, 2)
+	const partitions = 3
 	var ws worlds
-	for p := range uint16(3) {
-		ws = append(ws, newWorldOf(t, r, h, insert, workspace, epoch, p))
+	for p := range uint16(partitions) {
+		ws = append(ws, newWorldOf(t, r, h, insert, workspace, epoch, p, partitions))
 	}
 	return ws
 }

@@ -18,13 +18,14 @@ import (
 // world is one partition of the log with everything that reads it: a list of records
 // stands for Kafka and the tape; ClickHouse is the real engine.
 type world struct {
-	t       testing.TB
-	r       *rand.Rand
-	epoch   uint8
-	at      uint16 // its partition
-	rule    schema.DedupeRule
-	history *History
-	insert  func([]*schema.Event)
+	t          testing.TB
+	r          *rand.Rand
+	epoch      uint8
+	at         uint16 // its partition, of
+	partitions int
+	rule       schema.DedupeRule
+	history    *History
+	insert     func([]*schema.Event)
 
 	old     []*schema.Event // rows of epochs before this one, which Kafka has forgotten
 	log     []*schema.Event // all records of this epoch, repeats included
@@ -154,7 +155,19 @@ func (w *world) grow(workspace string, n int) {
 	for range n {
 		pos := schema.Position{Epoch: w.epoch, Partition: w.at, Offset: w.end + pick[int64](w.r, 0, 0, 0, 1, 3)}
 		ms += w.r.Int64N(40) - 3
-		w.append(randomEvent(w.r, pick(w.r, workspace, workspace, workspace+"x"), pick(w.r, "s1", "s1", "s2"), pos, ms))
+		in := pick(w.r, workspace, workspace, workspace+"x")
+		w.append(randomEvent(w.r, in, w.session(in, pick(w.r, "s1", "s1", "s2")), pos, ms))
+	}
+}
+
+// session returns the name of a session that lies in the world's partition: name itself, if
+// the log has no other.
+func (w *world) session(workspace, name string) string {
+	place := schema.Placement{Partitions: w.partitions, Shards: w.partitions}
+	for session, i := name, 0; ; session, i = fmt.Sprint(name, "-", i), i+1 {
+		if place.Partition(workspace, session) == w.at {
+			return session
+		}
 	}
 }
 
@@ -195,13 +208,13 @@ func (w *world) move() {
 }
 
 func newWorld(t testing.TB, r *rand.Rand, h *History, insert func([]*schema.Event), workspace string) *world {
-	return newWorldOf(t, r, h, insert, workspace, pick[uint8](r, 1, 1, 2), 0)
+	return newWorldOf(t, r, h, insert, workspace, pick[uint8](r, 1, 1, 2), 0, 1)
 }
 
-// newWorldOf is newWorld for a partition of a log in its given epoch.
-func newWorldOf(t testing.TB, r *rand.Rand, h *History, insert func([]*schema.Event), workspace string, epoch uint8, partition uint16) *world {
+// newWorldOf is newWorld for one of the partitions of a log in its given epoch.
+func newWorldOf(t testing.TB, r *rand.Rand, h *History, insert func([]*schema.Event), workspace string, epoch uint8, partition uint16, partitions int) *world {
 	w := &world{
-		t: t, r: r, epoch: epoch, at: partition, history: h, insert: insert,
+		t: t, r: r, epoch: epoch, at: partition, partitions: partitions, history: h, insert: insert,
 		rule: schema.DedupeRule{Offsets: 60, Age: 1500 * 1e6}, // 1.5 s
 	}
 	w.windows = schema.NewWindow(w.rule)
