@@ -40,7 +40,7 @@ type devState struct {
 	WorkspaceID string `json:"workspace_id"`
 	Key         string `json:"key"`
 
-	// Where the embedded parts of this start listen, for tools that look behind the API
+	// Where the parts of this start listen (brokers separated by commas), for tools that look behind the API
 	// (integration/bench). The DSN holds a password of this start.
 	Kafka      string `json:"kafka,omitempty"`
 	ClickHouse string `json:"clickhouse_dsn,omitempty"`
@@ -51,12 +51,13 @@ type devState struct {
 // runDev runs everything in this process and one child, in a data directory.
 func runDev(ctx context.Context, args []string, env func(string) string, stdout, stderr io.Writer) (err error) {
 	listen, dataDir, level := "", defaultDataDir, "warn"
-	var key, dsn, limits string
+	var key, dsn, limits, brokers string
 	if err := parseSettings("dev", args, env, stderr, []setting{
 		{"listen", "PLAYHEAD_LISTEN", "address to listen on, default 127.0.0.1:8080", &listen},
 		{"data-dir", "PLAYHEAD_DATA_DIR", "directory for everything that is kept", &dataDir},
 		{"key", "PLAYHEAD_DEV_KEY", "API key to use; default: made at the first start", &key},
 		{"clickhouse-dsn", "PLAYHEAD_CLICKHOUSE_DSN", "use this ClickHouse instead of the embedded engine", &dsn},
+		{"kafka-brokers", "PLAYHEAD_KAFKA_BROKERS", "use these brokers (host:port), separated by commas, instead of the embedded one", &brokers},
 		{"limits", "PLAYHEAD_DEV_LIMITS", `"default" gives the workspace the usual limits; none otherwise`, &limits},
 		{"log-level", "PLAYHEAD_LOG_LEVEL", "debug, info, warn or error", &level},
 	}); err != nil {
@@ -78,19 +79,19 @@ func runDev(ctx context.Context, args []string, env func(string) string, stdout,
 	if err := os.MkdirAll(dataDir, 0o700); err != nil {
 		return fmt.Errorf("data directory: %w", err)
 	}
-	if err := checkParts(dataDir); err != nil {
+	if err := checkParts(dataDir, brokers != ""); err != nil {
 		return err
 	}
 	state, err := loadDevState(filepath.Join(dataDir, devStateFile), key)
 	if err != nil {
 		return err
 	}
-	parts, err := startParts(ctx, dataDir, dsn, engine.LibraryPath(env), logger)
+	parts, err := startParts(ctx, dataDir, brokers, dsn, engine.LibraryPath(env), logger)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, parts.close()) }()
-	cfg.Kafka = parts.broker.Config()
+	cfg.Kafka = parts.kafka
 	cfg.Kafka.Partitions = devPartitions
 	cfg.ClickHouse.DSN = parts.dsn
 	if err := cfg.Validate(); err != nil {
@@ -125,7 +126,7 @@ func runDev(ctx context.Context, args []string, env func(string) string, stdout,
 		return n.stopAfter(err)
 	}
 	state.URL = "http://" + n.addr()
-	state.Kafka, state.ClickHouse = parts.broker.Addr(), parts.dsn
+	state.Kafka, state.ClickHouse = strings.Join(parts.kafka.Brokers, ","), parts.dsn
 	if err := state.save(filepath.Join(dataDir, devStateFile)); err != nil {
 		return n.stopAfter(err)
 	}
@@ -147,9 +148,14 @@ func workspaceToAdopt(all []control.Workspace, otherwise string) string {
 // checkParts refuses a data directory whose log is gone while its history is not. A new
 // log would begin at offset 0 again, in the epoch of the old one: old rows and new events
 // would share positions. The other way round is no harm: history is made anew from the log.
-func checkParts(dataDir string) error {
+// With a log elsewhere, it refuses a directory that has one of its own.
+func checkParts(dataDir string, elsewhere bool) error {
 	log, err := holdsFiles(filepath.Join(dataDir, kafkaDir))
-	if err != nil || log {
+	if err == nil && log && elsewhere {
+		return fmt.Errorf("%s holds the log of an embedded broker; other brokers' events want another data directory",
+			filepath.Join(dataDir, kafkaDir))
+	}
+	if err != nil || log || elsewhere {
 		return err
 	}
 	history, err := holdsFiles(filepath.Join(dataDir, clickhouseDir))
@@ -170,20 +176,23 @@ func holdsFiles(dir string) (bool, error) {
 
 // parts are the embedded Kafka and ClickHouse.
 type parts struct {
-	broker *kafka.Embedded
+	broker *kafka.Embedded // nil if brokers were named instead
 	engine *engine.Process // nil if a ClickHouse was named instead
+	kafka  kafka.Config
 	dsn    string
 }
 
-// startParts starts both at once. library is the file of the engine, used unless dsn
-// names a server.
-func startParts(ctx context.Context, dataDir, dsn, library string, logger *slog.Logger) (*parts, error) {
+// startParts starts both at once, but for what brokers and dsn name instead. library is
+// the file of the engine.
+func startParts(ctx context.Context, dataDir, brokers, dsn, library string, logger *slog.Logger) (*parts, error) {
 	p := &parts{dsn: dsn}
 	var group errgroup.Group
-	group.Go(func() (err error) {
-		p.broker, err = kafka.StartEmbedded(filepath.Join(dataDir, kafkaDir), "127.0.0.1:0", devPartitions, logger)
-		return err
-	})
+	if brokers == "" {
+		group.Go(func() (err error) {
+			p.broker, err = kafka.StartEmbedded(filepath.Join(dataDir, kafkaDir), "127.0.0.1:0", devPartitions, logger)
+			return err
+		})
+	}
 	if dsn == "" {
 		group.Go(func() (err error) {
 			p.engine, err = engine.Start(ctx, engine.Config{
@@ -201,6 +210,12 @@ func startParts(ctx context.Context, dataDir, dsn, library string, logger *slog.
 	}
 	if p.engine != nil {
 		p.dsn = p.engine.DSN()
+	}
+	if p.broker != nil {
+		p.kafka = p.broker.Config()
+	} else {
+		p.kafka = kafka.DefaultConfig()
+		p.kafka.Brokers, p.kafka.ReplicationFactor = strings.Split(brokers, ","), 0
 	}
 	return p, nil
 }

@@ -11,15 +11,19 @@ import (
 
 func TestCheckParts(t *testing.T) {
 	for _, tt := range []struct {
-		name    string
-		holds   []string
-		refused bool
+		name      string
+		holds     []string
+		elsewhere bool // the log
+		refused   bool
 	}{
-		{"first start", nil, false},
-		{"both", []string{"kafka/topics.json", "clickhouse/engine.lock"}, false},
-		{"only the log", []string{"kafka/topics.json"}, false},
-		{"only history", []string{"clickhouse/engine.lock"}, true},
-		{"history and an empty directory for the log", []string{"kafka/", "clickhouse/engine.lock"}, true},
+		{"first start", nil, false, false},
+		{"both", []string{"kafka/topics.json", "clickhouse/engine.lock"}, false, false},
+		{"only the log", []string{"kafka/topics.json"}, false, false},
+		{"only history", []string{"clickhouse/engine.lock"}, false, true},
+		{"history and an empty directory for the log", []string{"kafka/", "clickhouse/engine.lock"}, false, true},
+		{"first start with a log elsewhere", nil, true, false},
+		{"only history, with a log elsewhere", []string{"clickhouse/engine.lock"}, true, false},
+		{"a log here and one elsewhere", []string{"kafka/topics.json", "clickhouse/engine.lock"}, true, true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			dataDir := t.TempDir()
@@ -35,7 +39,7 @@ func TestCheckParts(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			err := checkParts(dataDir)
+			err := checkParts(dataDir, tt.elsewhere)
 			if (err != nil) != tt.refused {
 				t.Fatalf("checkParts = %v, want refused %t", err, tt.refused)
 			}

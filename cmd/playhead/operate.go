@@ -81,7 +81,7 @@ func (o *operator) config() (Config, error) {
 		if state.Kafka == "" || state.ClickHouse == "" {
 			return cfg, fmt.Errorf("playhead dev has not run in %s", o.dataDir)
 		}
-		cfg.Kafka.Brokers, cfg.ClickHouse.DSN = []string{state.Kafka}, state.ClickHouse
+		cfg.Kafka.Brokers, cfg.ClickHouse.DSN = strings.Split(state.Kafka, ","), state.ClickHouse
 	}
 	override(&cfg.ClickHouse.DSN, o.dsn)
 	if o.brokers != "" {

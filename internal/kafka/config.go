@@ -64,8 +64,9 @@ type Config struct {
 	// work, fewer cost less memory. Raising it later begins a new log epoch.
 	Partitions int `yaml:"partitions"`
 	// ReplicationFactor is how many brokers hold each partition when topics are created.
-	// Default 3 (`playhead dev` uses 1). From 3 on, min.insync.replicas is 2, so that an
-	// acknowledged append survives the loss of a broker.
+	// Default 3, 0 to 100 (`playhead dev` uses 1). From 3 on, min.insync.replicas is 2, so
+	// that an acknowledged append survives the loss of a broker. 0 leaves both to the
+	// brokers' own settings (default.replication.factor, KIP-464).
 	ReplicationFactor int `yaml:"replication_factor"`
 	// Retention is how long the log keeps events when the topic is created. Default 0:
 	// the broker's own setting. -1ns keeps them for good. Shorter than the materialiser's
@@ -141,7 +142,7 @@ func (c Config) Validate() error {
 	}
 	errs = append(errs,
 		settings.InRange("partitions", c.Partitions, 1, schema.MaxPartition+1),
-		settings.InRange("replication_factor", c.ReplicationFactor, 1, 100),
+		settings.InRange("replication_factor", c.ReplicationFactor, 0, 100),
 		settings.Want(c.Retention >= -1, "retention", c.Retention, "0, -1ns or a duration"),
 		settings.InRange("max_batch_bytes", c.MaxBatchBytes, minMaxBatchBytes, maxMaxBatchBytes),
 		settings.InRange("fetch_max_bytes", c.FetchMaxBytes, minFetchMaxBytes, maxFetchMaxBytes),

@@ -655,7 +655,7 @@ func TestConfigValidateNamesEveryProblem(t *testing.T) {
 	f(func(c *kafka.Config) { c.Brokers = []string{"host"} }, "brokers[0]")
 	f(func(c *kafka.Config) { c.Partitions = 0 }, "partitions")
 	f(func(c *kafka.Config) { c.Partitions = 65537 }, "partitions")
-	f(func(c *kafka.Config) { c.ReplicationFactor = 0 }, "replication_factor")
+	f(func(c *kafka.Config) { c.ReplicationFactor = -1 }, "replication_factor")
 	f(func(c *kafka.Config) { c.Retention = -2 }, "retention")
 	f(func(c *kafka.Config) { c.MaxBatchBytes = 1000 }, "max_batch_bytes")
 	f(func(c *kafka.Config) { c.FetchMaxBytes = 0 }, "fetch_max_bytes")

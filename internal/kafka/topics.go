@@ -105,6 +105,9 @@ func createTopic(ctx context.Context, cl *kgo.Client, topic string, partitions, 
 	} else if !errors.Is(err, kerr.UnknownTopicOrPartition) {
 		return fmt.Errorf("look for topic %s: %w", topic, err)
 	}
+	if replicas == 0 {
+		replicas = -1 // the brokers' default (KIP-464)
+	}
 	made, err := kadm.NewClient(cl).CreateTopic(ctx, int32(partitions), int16(replicas), configs, topic)
 	if err == nil {
 		err = made.Err

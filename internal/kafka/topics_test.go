@@ -43,3 +43,20 @@ func TestTopicsAreMadeAsDocumented(t *testing.T) {
 	f(schema.TopicDeadLetters, 1, map[string]string{"cleanup.policy": "delete"})
 	f(schema.TopicPresence, 1, map[string]string{"cleanup.policy": "delete", "retention.ms": "600000", "segment.ms": "600000"})
 }
+
+func TestReplicasAreThoseAskedFor(t *testing.T) {
+	for asked, want := range map[int]int{0: 3, 1: 1, 2: 2} { // 3 is this broker's default
+		_, c := startFake(t, 3, 1)
+		c.ReplicationFactor = asked
+		ensure(t, c)
+		topics, err := kadm.NewClient(producer(t, c)).ListTopics(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for name, topic := range topics {
+			if got := topic.Partitions.NumReplicas(); got != want {
+				t.Errorf("replication factor %d: %s has %d replicas, want %d", asked, name, got, want)
+			}
+		}
+	}
+}
