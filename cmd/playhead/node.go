@@ -157,7 +157,7 @@ func (n *node) stopAfter(err error) error {
 }
 
 func (n *node) openLog(ctx context.Context) error {
-	if err := kafka.EnsureTopics(ctx, n.cfg.Kafka); err != nil {
+	if err := n.openTopics(ctx); err != nil {
 		return err
 	}
 	var err error

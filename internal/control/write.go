@@ -4,10 +4,12 @@ import (
 	"context"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strconv"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/playhead-dev/playhead/schema"
@@ -299,8 +301,8 @@ func (s *Store) waitFolded(ctx context.Context, offset int64) error {
 }
 
 // runSweeper removes keys that have been dead for a day, so that browser keys do not
-// pile up in the topic and in every node's memory. All nodes do it; removing twice is
-// harmless.
+// pile up in the topic and in every node's memory. All nodes do it that may write; removing
+// twice is harmless.
 func (s *Store) runSweeper(ctx context.Context) {
 	tick := time.NewTicker(sweepInterval)
 	defer tick.Stop()
@@ -310,7 +312,12 @@ func (s *Store) runSweeper(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
-		if err := s.sweep(ctx); err != nil && ctx.Err() == nil {
+		err := s.sweep(ctx)
+		if errors.Is(err, kerr.TopicAuthorizationFailed) || errors.Is(err, kerr.ClusterAuthorizationFailed) {
+			s.log.Info("dead keys are left to other nodes, as this one may not write", "error", err)
+			return
+		}
+		if err != nil && ctx.Err() == nil {
 			s.log.Warn("dead keys could not be removed", "error", err)
 		}
 	}

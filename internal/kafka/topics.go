@@ -11,6 +11,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/playhead-dev/playhead/schema"
 )
@@ -85,7 +86,7 @@ func EnsureTopics(ctx context.Context, c Config) error {
 			}
 			configs["retention.ms"] = kadm.StringPtr(strconv.FormatInt(ms, 10))
 		}
-		if err := createTopic(ctx, cl, t.topic, t.partitions, c.ReplicationFactor, configs); err != nil {
+		if err := createTopic(ctx, cl, c.SASL.Username, t.topic, t.partitions, c.ReplicationFactor, configs); err != nil {
 			return err
 		}
 	}
@@ -97,8 +98,8 @@ func EnsureTopics(ctx context.Context, c Config) error {
 	return nil
 }
 
-// createTopic makes one topic unless it exists.
-func createTopic(ctx context.Context, cl *kgo.Client, topic string, partitions, replicas int, configs map[string]*string) error {
+// createTopic makes one topic unless it exists. user is who we are to Kafka, if anybody.
+func createTopic(ctx context.Context, cl *kgo.Client, user, topic string, partitions, replicas int, configs map[string]*string) error {
 	// Look first: a client that may not create topics can still use existing ones.
 	if _, err := topicMetadata(ctx, cl, topic); err == nil {
 		return nil
@@ -111,6 +112,9 @@ func createTopic(ctx context.Context, cl *kgo.Client, topic string, partitions, 
 	made, err := kadm.NewClient(cl).CreateTopic(ctx, int32(partitions), int16(replicas), configs, topic)
 	if err == nil {
 		err = made.Err
+	}
+	if errors.Is(err, kerr.TopicAuthorizationFailed) || errors.Is(err, kerr.ClusterAuthorizationFailed) {
+		return fmt.Errorf("topic %s does not exist: %w", topic, &MissingRightsError{User: user, Missing: []Right{OnTopic(kmsg.ACLOperationCreate, topic)}})
 	}
 	if err != nil && !errors.Is(err, kerr.TopicAlreadyExists) {
 		return fmt.Errorf("create topic %s with %d partitions and replication factor %d: %w", topic, partitions, replicas, err)
