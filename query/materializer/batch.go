@@ -19,6 +19,7 @@ type batch struct {
 	partition uint16
 
 	bytes        int
+	end          int64 // offset after the last row, and after the marks of transactions behind it
 	day          int64 // since 1970, of every row: an insert must make one part, by month or day
 	minMs, maxMs int64 // of the rows
 	kinds        kindCount
@@ -48,7 +49,7 @@ func newBatch(epoch uint8, partition uint16) *batch {
 
 // reset empties b and keeps its memory, except what the rows point at.
 func (b *batch) reset() {
-	b.bytes, b.day, b.minMs, b.maxMs, b.kinds = 0, 0, 0, 0, kindCount{}
+	b.bytes, b.end, b.day, b.minMs, b.maxMs, b.kinds = 0, 0, 0, 0, 0, kindCount{}
 	empty(&b.workspace)
 	empty(&b.session)
 	empty(&b.workflow)
@@ -93,7 +94,7 @@ func (b *batch) add(r *row) {
 		b.day, b.minMs, b.maxMs = dayOf(r.ms), r.ms, r.ms
 	}
 	b.minMs, b.maxMs = min(b.minMs, r.ms), max(b.maxMs, r.ms)
-	b.bytes += r.size()
+	b.bytes, b.end = b.bytes+r.size(), r.offset+1
 	switch r.kind {
 	case schema.TypeDuplicate:
 		b.kinds.duplicates++
@@ -150,11 +151,9 @@ func (b *batch) without(present []int64) *batch {
 	return out
 }
 
-// intent announces b: the range from start to just after its last record.
+// intent announces b: the range from start to its end.
 func (b *batch) intent(start int64) Intent {
-	return Intent{
-		Start: start, End: int64(b.offset[b.len()-1]) + 1, Records: b.len(), MinMs: b.minMs, MaxMs: b.maxMs,
-	}
+	return Intent{Start: start, End: b.end, Records: b.len(), MinMs: b.minMs, MaxMs: b.maxMs}
 }
 
 func dayOf(ms int64) int64 { return ms / (24 * time.Hour).Milliseconds() }

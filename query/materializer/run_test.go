@@ -110,15 +110,14 @@ func TestTransactionMarkersAreNoRecords(t *testing.T) {
 				committedRecords += 7
 			}
 		}
-		c.produceEvents(0, 1)
 		m := c.launch(testConfig(), 1, s)
-		m.wait(0, c.end(0))
+		m.wait(0, c.end(0)) // a mark lies before it
 		h, err := s.count(t.Context(), 0, offsetRange{end: schema.MaxOffset})
 		if err != nil {
 			t.Fatal(err)
 		}
-		if h.rows != committedRecords+1 || h.distinct != h.rows {
-			t.Errorf("table holds %+v, want %d rows", h, committedRecords+1)
+		if h.rows != committedRecords || h.distinct != h.rows {
+			t.Errorf("table holds %+v, want %d rows", h, committedRecords)
 		}
 	})
 }

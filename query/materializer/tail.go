@@ -25,7 +25,8 @@ const (
 // maxPollRecords bounds what one poll hands over.
 const maxPollRecords = 10_000
 
-// tail reads the committed records of one partition from an offset on, as they come. It
+// tail reads the committed records of one partition from an offset on, as they come, and
+// the marks at which transactions ended (Attrs.IsControl). It
 // has a client of its own, outside the group: so it begins exactly where its worker says
 // however often that begins anew, no reset policy can move it, and what a worker does
 // not take is not fetched.
@@ -42,6 +43,7 @@ func openTail(opts []kgo.Opt, partition uint16, from int64) (*tail, error) {
 		}),
 		kgo.ConsumeResetOffset(kgo.NoResetOffset()),
 		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
+		kgo.KeepControlRecords(), // so that the watermark passes the marks of transactions
 		kgo.FetchMaxBytes(fetchBytes),
 		kgo.FetchMaxPartitionBytes(fetchBytes),
 		kgo.FetchMinBytes(fetchBytesAtOnce),

@@ -221,8 +221,12 @@ func (w *worker) fill(l limits) bool {
 		w.held = nil
 	}
 	for i, r := range w.pending {
-		made := w.judge.row(r)
 		w.pending[i] = nil
+		if r.Attrs.IsControl() {
+			w.pass(r.Offset + 1)
+			continue
+		}
+		made := w.judge.row(r)
 		if !w.batch.fits(&made, l) {
 			w.held, w.pending = &made, w.pending[i+1:]
 			return false
@@ -231,6 +235,16 @@ func (w *worker) fill(l limits) bool {
 	}
 	w.pending = nil
 	return true
+}
+
+// pass moves on behind the mark of a transaction's end, of which nothing is made: or the
+// watermark would stay below a log that ends with one, and who waits for it wait in vain.
+func (w *worker) pass(next int64) {
+	if w.batch.len() > 0 {
+		w.batch.end = next
+		return
+	}
+	w.state.next, w.dirty = next, true
 }
 
 // flush announces the batch, inserts it and moves on.
