@@ -1,7 +1,8 @@
 # Playhead: `make run` is all a newcomer needs; `make help` lists the rest.
 #
 # Needs: Go (go.mod names the version), npm for the embedded engine, and for `test` and
-# `check` a C compiler (the race detector) and Python. Everything else is fetched, pinned.
+# `check` a C compiler (the race detector), Python, and Maven with Java 17 or later. Everything
+# else is fetched, pinned.
 
 SHELL       := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -32,6 +33,9 @@ HISTORY_ARGS ?=
 # engine and a broker of its own.
 TEST_TIMEOUT ?= 15m
 TEST_JOBS    ?= 2
+TEST_ENV     := CGO_ENABLED=1 PLAYHEAD_REQUIRE_ENGINE=1 PLAYHEAD_REQUIRE_CLIENTS=1 PLAYHEAD_REQUIRE_KAFKA=1
+# What `make test` leaves to `make test-kafka`: minutes each, and they ask little of Kafka.
+LONG_ON_KAFKA := ^(TestImportOfRealEvents|TestKillsDuringImport)$$
 # Of each fuzz target.
 FUZZTIME ?= 20s
 
@@ -56,9 +60,21 @@ engine: ## Fetch the pinned engine library, once (npm)
 clients: ## Fetch the pinned third-party clients that tests drive, once (npm, pip, apt for Chromium)
 	@scripts/fetch-clients.sh
 
+.PHONY: kafka
+kafka: ## Fetch the pinned Apache Kafka that tests run, once (mvn)
+	@scripts/fetch-kafka.sh >/dev/null
+
+# The end-to-end tests run twice: on the embedded broker, and on a cluster of real Kafka.
 .PHONY: test
-test: engine clients ## All tests, with the race detector, in random order
-	CGO_ENABLED=1 PLAYHEAD_REQUIRE_ENGINE=1 PLAYHEAD_REQUIRE_CLIENTS=1 $(GO) test -race -shuffle=on -timeout $(TEST_TIMEOUT) -p $(TEST_JOBS) $(PKG)
+test: engine clients kafka ## All tests, with the race detector, in random order
+	$(TEST_ENV) $(GO) test -race -shuffle=on -timeout $(TEST_TIMEOUT) -p $(TEST_JOBS) $(PKG)
+ifeq ($(PKG),./...)
+	PLAYHEAD_TEST_KAFKA=apache $(TEST_ENV) $(GO) test -race -shuffle=on -timeout $(TEST_TIMEOUT) -skip '$(LONG_ON_KAFKA)' ./integration
+endif
+
+.PHONY: test-kafka
+test-kafka: engine clients kafka ## All end-to-end tests on three brokers of real Apache Kafka
+	PLAYHEAD_TEST_KAFKA=apache $(TEST_ENV) $(GO) test -race -shuffle=on -timeout 30m -p 1 ./integration/kafkacluster ./integration ./integration/clients
 
 .PHONY: check
 check: fmt-check vet lint test ## Format, vet, lint, then all tests: what a commit must pass

@@ -112,7 +112,7 @@ func (p parts) forgetHistory(t *testing.T, conn driver.Conn) {
 	if err := conn.Exec(t.Context(), "TRUNCATE TABLE events"); err != nil {
 		t.Fatal(err)
 	}
-	cl, err := kgo.NewClient(kgo.SeedBrokers(p.brokers))
+	cl, err := kgo.NewClient(kgo.SeedBrokers(strings.Split(p.brokers, ",")...))
 	if err != nil {
 		t.Fatal(err)
 	}

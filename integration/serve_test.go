@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/playhead-dev/playhead/integration/kafkacluster"
 	"github.com/playhead-dev/playhead/internal/engine"
 	"github.com/playhead-dev/playhead/internal/kafka"
 )
@@ -21,7 +22,10 @@ import (
 // parts are a broker and a ClickHouse that playhead serve connects to as to any others.
 type parts struct {
 	brokers, dsn string
+	replicas     int    // that the brokers can hold
+	security     string // further lines of the configuration's part kafka
 	engine       *engine.Process
+	cluster      *kafkacluster.Cluster // nil: the broker is an embedded one
 }
 
 func startParts(t *testing.T) parts {
@@ -32,15 +36,7 @@ func startParts(t *testing.T) parts {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
-	broker, err := kafka.StartEmbedded(filepath.Join(dir, "kafka"), "127.0.0.1:0", 4, slog.New(slog.DiscardHandler))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := broker.Close(); err != nil {
-			t.Errorf("close broker: %v", err)
-		}
-	})
+	p := startBrokers(t, dir)
 	process, err := engine.Start(t.Context(), engine.Config{
 		DataPath: filepath.Join(dir, "clickhouse"), LibraryPath: engine.LibraryPath(os.Getenv),
 		Executable: path, ChildArgs: []string{"engine"}, Stderr: io.Discard, Log: slog.New(slog.DiscardHandler),
@@ -53,11 +49,39 @@ func startParts(t *testing.T) parts {
 			t.Errorf("close engine: %v", err)
 		}
 	})
-	return parts{brokers: broker.Addr(), dsn: process.DSN(), engine: process}
+	p.dsn, p.engine = process.DSN(), process
+	return p
 }
 
-// serve starts a node with the given roles, all if "".
+// startBrokers starts an embedded broker, or takes the real cluster.
+func startBrokers(t *testing.T, dir string) parts {
+	t.Helper()
+	if kafkacluster.Asked(t) {
+		c := realKafka.Wiped(t)
+		return parts{cluster: c, brokers: strings.Join(c.Brokers(), ","), replicas: kafkacluster.Brokers}
+	}
+	broker, err := kafka.StartEmbedded(filepath.Join(dir, "kafka"), "127.0.0.1:0", 4, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := broker.Close(); err != nil {
+			t.Errorf("close broker: %v", err)
+		}
+	})
+	return parts{brokers: broker.Addr(), replicas: 1}
+}
+
+// serve starts a node with the given roles, all if "", and waits until it is ready.
 func (p parts) serve(t *testing.T, roles string) *server {
+	t.Helper()
+	s := p.begin(t, roles)
+	s.awaitReady()
+	return s
+}
+
+// begin starts a node and does not wait.
+func (p parts) begin(t *testing.T, roles string) *server {
 	t.Helper()
 	path, err := binary()
 	if err != nil {
@@ -65,8 +89,9 @@ func (p parts) serve(t *testing.T, roles string) *server {
 	}
 	dir := t.TempDir()
 	config := filepath.Join(dir, "playhead.yaml")
-	// One broker cannot hold three replicas; three partitions are enough to need all.
-	if err := os.WriteFile(config, []byte("kafka:\n  replication_factor: 1\n  partitions: 3\nlog:\n  level: info\n"), 0o600); err != nil {
+	// Three partitions are enough to need all.
+	text := fmt.Sprintf("kafka:\n  replication_factor: %d\n  partitions: 3\n%slog:\n  level: info\n", p.replicas, p.security)
+	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
@@ -90,7 +115,6 @@ func (p parts) serve(t *testing.T, roles string) *server {
 		close(s.exited)
 	}()
 	t.Cleanup(s.stop)
-	s.awaitReady()
 	return s
 }
 

@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/playhead-dev/playhead/integration/kafkacluster"
 	"github.com/playhead-dev/playhead/internal/engine"
 )
 
@@ -37,12 +38,20 @@ var binary = sync.OnceValues(func() (string, error) {
 	return path, nil
 })
 
-var builtIn string // the directory of the built binary, for TestMain to remove
+// For TestMain to remove and close.
+var (
+	builtIn   string // the directory of the built binary
+	realKafka kafkacluster.Shared
+)
 
 func TestMain(m *testing.M) {
 	code := m.Run()
 	if builtIn != "" {
 		_ = os.RemoveAll(builtIn)
+	}
+	if err := realKafka.Close(); err != nil {
+		fmt.Fprintln(os.Stderr, "kafka cluster:", err)
+		code = 1
 	}
 	os.Exit(code)
 }
@@ -66,6 +75,7 @@ type server struct {
 	dataDir string
 	addr    string
 	key     string
+	brokers string // empty: one of its own
 	cmd     *exec.Cmd
 	output  *lockedBuffer
 	exited  chan struct{}
@@ -85,6 +95,9 @@ func newServer(t *testing.T) *server {
 	addr := ln.Addr().String()
 	ln.Close()
 	s := &server{t: t, dataDir: t.TempDir(), addr: addr, key: devKey}
+	if kafkacluster.Asked(t) {
+		s.brokers = strings.Join(realKafka.Wiped(t).Brokers(), ",")
+	}
 	t.Cleanup(s.stop)
 	return s
 }
@@ -107,7 +120,7 @@ func (s *server) start() {
 	s.output = &lockedBuffer{}
 	s.exited = make(chan struct{})
 	s.cmd = exec.Command(path, "dev", "--listen", s.addr, "--data-dir", s.dataDir, "--log-level", "info")
-	s.cmd.Env = append(os.Environ(), "PLAYHEAD_DEV_KEY="+s.key)
+	s.cmd.Env = append(os.Environ(), "PLAYHEAD_DEV_KEY="+s.key, "PLAYHEAD_KAFKA_BROKERS="+s.brokers)
 	s.cmd.Stdout, s.cmd.Stderr = s.output, s.output
 	if err := s.cmd.Start(); err != nil {
 		s.t.Fatal(err)

@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/playhead-dev/playhead/integration/kafkacluster"
 	"github.com/playhead-dev/playhead/internal/engine"
 )
 
@@ -40,17 +41,22 @@ func TestMain(m *testing.M) {
 	if kept.chrome != nil {
 		kept.chrome.close()
 	}
-	if kept.server != nil {
-		if err := kept.server.stop(); err != nil {
-			fmt.Fprintf(os.Stderr, "shared server: %v\n%s\n", err, kept.server.output)
-			code = 1
-		}
+	if err := endShared(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		code = 1
+	}
+	if err := realKafka.Close(); err != nil {
+		fmt.Fprintln(os.Stderr, "kafka cluster:", err)
+		code = 1
 	}
 	if kept.dir != "" {
 		_ = os.RemoveAll(kept.dir)
 	}
 	os.Exit(code)
 }
+
+// realKafka is the cluster of all servers, one after the other, if the suite runs on one.
+var realKafka kafkacluster.Shared
 
 // keptDir returns a directory that lasts as long as the test binary.
 var keptDir = sync.OnceValues(func() (string, error) {
@@ -100,6 +106,12 @@ func newServer(dir string, env ...string) (*server, error) {
 func ownServer(t *testing.T, env ...string) *server {
 	t.Helper()
 	needEngine(t)
+	if kafkacluster.Asked(t) { // of which there is one, for one server at a time
+		if err := endShared(); err != nil {
+			t.Fatal(err)
+		}
+		env = append(env, "PLAYHEAD_KAFKA_BROKERS="+strings.Join(realKafka.Wiped(t).Brokers(), ","))
+	}
 	s, err := newServer(t.TempDir(), env...)
 	if err != nil {
 		t.Fatal(err)
@@ -122,32 +134,57 @@ func ownServer(t *testing.T, env ...string) *server {
 func sharedServer(t *testing.T) *server {
 	t.Helper()
 	needEngine(t)
-	if err := startShared(); err != nil {
+	starting.Lock()
+	defer starting.Unlock()
+	kept.Lock()
+	s := kept.server
+	kept.Unlock()
+	if s != nil {
+		return s
+	}
+	dir, err := keptDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var env []string
+	if kafkacluster.Asked(t) {
+		env = append(env, "PLAYHEAD_KAFKA_BROKERS="+strings.Join(realKafka.Wiped(t).Brokers(), ","))
+	}
+	data, err := os.MkdirTemp(dir, "data") //nolint:usetesting // it outlives the test
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s, err = newServer(data, env...); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.start(); err != nil {
 		t.Fatal(err)
 	}
 	kept.Lock()
 	defer kept.Unlock()
-	return kept.server
+	kept.server = s
+	return s
 }
 
-// startShared starts the shared server, once.
-var startShared = sync.OnceValue(func() error {
-	dir, err := keptDir()
-	if err != nil {
-		return err
-	}
-	s, err := newServer(filepath.Join(dir, "data"))
-	if err != nil {
-		return err
-	}
-	if err := s.start(); err != nil {
-		return err
-	}
+// starting is held while the shared server is started or ended; taken before kept.
+var starting sync.Mutex
+
+// endShared ends the shared server, if it runs. The next test that wants it starts another.
+func endShared() error {
+	starting.Lock()
+	defer starting.Unlock()
 	kept.Lock()
-	defer kept.Unlock()
-	kept.server = s
+	s := kept.server
+	kept.server = nil
+	kept.Unlock()
+	if s == nil {
+		return nil
+	}
+	if err := s.stop(); err != nil {
+		return fmt.Errorf("shared server: %w\n%s", err, s.output)
+	}
 	return nil
-})
+}
 
 // needEngine skips the test where the embedded ClickHouse is not installed.
 func needEngine(t *testing.T) {

@@ -12,6 +12,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/playhead-dev/playhead/integration/kafkacluster"
 	"github.com/playhead-dev/playhead/internal/kafka"
@@ -163,7 +164,8 @@ func checkUsers(ctx context.Context, t *testing.T, c *kafkacluster.Cluster) {
 	if err := c.AddUser(ctx, "reader", "right"); err != nil {
 		t.Fatal(err)
 	}
-	if err := c.Allow(ctx, "reader", kadm.NewACLs().Topics(topic).ResourcePatternType(kadm.ACLPatternLiteral).Operations(kadm.OpRead)); err != nil {
+	reads := kafkacluster.ACL{User: "reader", Resource: kmsg.ACLResourceTypeTopic, Name: topic, Operation: kmsg.ACLOperationRead}
+	if err := c.Allow(ctx, reads); err != nil {
 		t.Fatal(err)
 	}
 	client := func(password string) *kgo.Client {
@@ -192,6 +194,12 @@ func checkUsers(ctx context.Context, t *testing.T, c *kafkacluster.Cluster) {
 	}
 	if err := produce(t, cl, "not allowed"); !errors.Is(err, kerr.TopicAuthorizationFailed) && !errors.Is(err, kerr.ClusterAuthorizationFailed) {
 		t.Errorf("the reader writes: %v, want a refusal", err)
+	}
+	if err := c.Revoke(ctx, reads); err != nil {
+		t.Fatal(err)
+	}
+	if topics, err := kadm.NewClient(client("right")).ListTopics(ctx); err != nil || len(topics) != 0 {
+		t.Errorf("without its right the reader sees %v, %v", topics.Names(), err)
 	}
 }
 

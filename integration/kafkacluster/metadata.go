@@ -12,18 +12,25 @@ import (
 // metadataOf asks one broker what it knows of all topics: each learns of changes by
 // itself, some moments apart.
 func (c *Cluster) metadataOf(ctx context.Context, b *Broker) (*kmsg.MetadataResponse, error) {
-	// A client of its own: one that was told by a broker where the others are asks any.
+	answer, err := c.askOne(ctx, b, kmsg.NewPtrMetadataRequest())
+	if err != nil {
+		return nil, err
+	}
+	return answer.(*kmsg.MetadataResponse), nil
+}
+
+// askOne has one broker, and no other, answer a request.
+func (c *Cluster) askOne(ctx context.Context, b *Broker, ask kmsg.Request) (kmsg.Response, error) {
 	cl, err := kgo.NewClient(kgo.SeedBrokers(b.open), kgo.DisableClientMetrics(), kgo.RequestRetries(0))
 	if err != nil {
 		return nil, err
 	}
 	defer cl.Close()
-	req := kmsg.NewPtrMetadataRequest()
-	raw, err := cl.SeedBrokers()[0].Request(ctx, req)
+	answer, err := cl.SeedBrokers()[0].Request(ctx, ask)
 	if err != nil {
 		return nil, fmt.Errorf("broker %d: %w", b.number, err)
 	}
-	return raw.(*kmsg.MetadataResponse), nil
+	return answer, nil
 }
 
 // Leader returns the broker that leads a partition, as a running one knows it.
