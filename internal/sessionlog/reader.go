@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
@@ -17,6 +18,17 @@ import (
 // one: Kafka no longer holds what it may repeat.
 var ErrForgotten = errors.New("the log no longer holds what the event may repeat")
 
+// ErrBehind reports a log that ends, and goes on ending, before records that are known to
+// be in it.
+var ErrBehind = errors.New("the log ends before records that were seen in it")
+
+// A broker that has just become a partition's leader, or does not know yet that it is one no
+// more, ends the log too early. It is asked again every behindPause for behindPatience.
+const (
+	behindPause    = 20 * time.Millisecond
+	behindPatience = 10 * time.Second
+)
+
 // Log reads the events topic. *kafka.Log is one.
 type Log interface {
 	// Bounds returns the log start offset and the last stable offset.
@@ -25,7 +37,7 @@ type Log interface {
 	// later, or the end of the partition.
 	OffsetForTime(ctx context.Context, partition uint16, ms int64) (int64, error)
 	// Read calls fn for the records of [from, to) in offset order, read committed, and
-	// returns the next offset to read.
+	// returns the next offset to read: to, or where the log ends for the broker that answers.
 	Read(ctx context.Context, partition uint16, from, to int64, fn func(*kgo.Record) error) (next int64, err error)
 }
 
@@ -63,8 +75,10 @@ type Reader struct {
 }
 
 // Read calls emit for the scope's events of [from, to) in offset order, hidden ones
-// included, without repeats and what was erased. It returns the offset to go on from: after an error of emit,
-// which it returns as it is, that behind the event emit was given.
+// included, without repeats and what was erased. The log must be known to reach to; where
+// the brokers do not show that, Read waits for it, and returns ErrBehind in the end. It
+// returns the offset to go on from: after an error of emit, which it returns as it is, that
+// behind the event emit was given.
 func (r *Reader) Read(ctx context.Context, from, to int64, emit func(*schema.Event) error) (next int64, err error) {
 	if from >= to {
 		return from, nil
@@ -98,15 +112,29 @@ func (r *Reader) Read(ctx context.Context, from, to int64, emit func(*schema.Eve
 // each calls fn with every record of [from, to); e is nil for those that no event of the
 // scope can repeat.
 func (r *Reader) each(ctx context.Context, from, to int64, fn func(offset int64, e *schema.Event) error) error {
-	_, err := r.Log.Read(ctx, r.Partition, from, to, func(record *kgo.Record) error {
-		if r.Spend != nil {
-			if err := r.Spend(len(record.Value)); err != nil {
-				return err
+	for deadline := time.Now().Add(behindPatience); from < to; {
+		next, err := r.Log.Read(ctx, r.Partition, from, to, func(record *kgo.Record) error {
+			if r.Spend != nil {
+				if err := r.Spend(len(record.Value)); err != nil {
+					return err
+				}
 			}
+			return fn(record.Offset, r.decode(record))
+		})
+		if err != nil || next >= to {
+			return err
 		}
-		return fn(record.Offset, r.decode(record))
-	})
-	return err
+		if time.Now().After(deadline) {
+			return fmt.Errorf("%w: partition %d ends at %d, want %d", ErrBehind, r.Partition, next, to)
+		}
+		from = next
+		select {
+		case <-time.After(behindPause):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	return nil
 }
 
 // decode returns the record's event if it is the scope's or may be repeated by one of the

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -18,7 +19,8 @@ import (
 type memoryLog struct {
 	records []*kgo.Record
 	start   int64
-	read    int // records handed out
+	read    int     // records handed out
+	ends    []int64 // where the log ends for those who answer the first reads
 }
 
 func (l *memoryLog) Bounds(context.Context, uint16) (start, end int64, err error) {
@@ -35,6 +37,10 @@ func (l *memoryLog) OffsetForTime(_ context.Context, _ uint16, ms int64) (int64,
 }
 
 func (l *memoryLog) Read(_ context.Context, _ uint16, from, to int64, fn func(*kgo.Record) error) (int64, error) {
+	if len(l.ends) > 0 {
+		to = max(from, min(to, l.ends[0]))
+		l.ends = l.ends[1:]
+	}
 	for i := from; i < to; i++ {
 		l.read++
 		if err := fn(l.records[i]); err != nil {
@@ -296,3 +302,45 @@ func BenchmarkForeignRecords(b *testing.B) {
 }
 
 func onePartition(string) schema.Placement { return schema.Placement{Partitions: 1, Shards: 1} }
+
+// 1. A partition's leader hangs, and another takes over; 2. a tape reads on there, and trims
+// what it gets; 3. the old one goes on, is asked what lies below the tape, and ends the log
+// before that. What it does not know of is not skipped.
+func TestAnOldLeaderHidesNothing(t *testing.T) {
+	for seed := range uint64(50) {
+		rng := rand.New(rand.NewPCG(seed, 3))
+		l := randomLog(rng, 200)
+		r := newReader(l)
+		var want []int64
+		if _, err := r.Read(t.Context(), 0, 200, func(e *schema.Event) error { want = append(want, e.ID.Offset); return nil }); err != nil {
+			t.Fatal(err)
+		}
+		for range 5 {
+			l.ends = append(l.ends, rng.Int64N(200))
+		}
+		var got []int64
+		next, err := newReader(l).Read(t.Context(), 0, 200, func(e *schema.Event) error { got = append(got, e.ID.Offset); return nil })
+		if err != nil || next != 200 || !slices.Equal(got, want) {
+			t.Fatalf("seed %d: %d events up to %d, %v; want %d up to 200", seed, len(got), next, err, len(want))
+		}
+	}
+}
+
+func TestALogThatStaysBehindIsAnError(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := randomLog(rand.New(rand.NewPCG(1, 4)), 100)
+		for range 10_000 {
+			l.ends = append(l.ends, 50)
+		}
+		next, err := newReader(l).Read(t.Context(), 0, 100, func(*schema.Event) error { return nil })
+		if !errors.Is(err, ErrBehind) || next > 50 {
+			t.Errorf("Read = %d, %v; want at most 50 and %v", next, err, ErrBehind)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		l.ends = l.ends[:100]
+		if _, err := newReader(l).Read(ctx, 0, 100, func(*schema.Event) error { return nil }); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("Read = %v, want its context's end", err)
+		}
+	})
+}
