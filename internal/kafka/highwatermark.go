@@ -90,11 +90,16 @@ func (l *Log) runLister(broker int32, s *lister) {
 		for p := range b.partitions {
 			partitions = append(partitions, p)
 		}
+		seen := l.leaders.generation()
 		b.err = l.attempt(l.ctx, func(ctx context.Context) error {
 			var err error
 			b.answers, err = l.listOffsets(ctx, broker, partitions, listLatest)
 			return err
 		})
+		if b.err != nil {
+			// Not left to the callers: of a broker that hangs none may have waited for so long.
+			_ = l.refreshLeaders(l.ctx, seen) // or the next call tries
+		}
 		close(b.done)
 	}
 }

@@ -58,6 +58,8 @@ func (l *Log) refreshLeaders(ctx context.Context, seen int) error {
 		return nil
 	}
 	return l.attempt(ctx, func(ctx context.Context) error {
+		ctx, cancel := context.WithTimeout(ctx, askTimeout)
+		defer cancel()
 		t, err := l.fetchMetadata(ctx, l.meta)
 		if err != nil {
 			return err

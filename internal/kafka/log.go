@@ -24,8 +24,12 @@ const (
 // transactions are not there.
 const readCommitted = 1
 
-// requestTimeout bounds one request to one broker; what does not answer is retried.
-const requestTimeout = 10 * time.Second
+// requestTimeout bounds one request to one broker; what does not answer is retried. askTimeout
+// is for those with small answers: a broker that hangs is to cost no more than that.
+const (
+	requestTimeout = 10 * time.Second
+	askTimeout     = 3 * time.Second
+)
 
 // ErrTopicRecreated reports that the topic was deleted, or deleted and made anew,
 // since the Log was opened: its offsets mean something else now. Open a new Log.
@@ -205,6 +209,8 @@ type listed struct {
 
 // listOffsets asks one broker once.
 func (l *Log) listOffsets(ctx context.Context, broker int32, partitions []uint16, timestamp int64) (map[uint16]listed, error) {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
 	req := kmsg.NewPtrListOffsetsRequest()
 	req.ReplicaID = -1
 	req.IsolationLevel = readCommitted
