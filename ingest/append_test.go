@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -416,6 +417,31 @@ func TestKafkaAnswersTooLate(t *testing.T) {
 	}
 	if n := len(r.events()); n != 2 {
 		t.Errorf("log holds %d events, want 2", n)
+	}
+}
+
+// TestABrokerThatHangsIsLeft: 1. a partition's leader takes a batch and does not answer; 2. the
+// batch is sent again long before the append's time is up; 3. the broker goes on with the
+// first after all.
+func TestABrokerThatHangsIsLeft(t *testing.T) {
+	r := newRig(t, func(c *rigConfig) { c.ingest.ProduceTimeout = time.Minute })
+	r.appended(200, call{path: "/v1/sessions/a/events", body: event("")})
+	gate := make(chan struct{})
+	release := sync.OnceFunc(func() { close(gate) })
+	defer release()
+	var requests atomic.Int32
+	r.cluster.ControlKey(int16(kmsg.Produce), func(kmsg.Request) (kmsg.Response, error, bool) {
+		r.cluster.KeepControl()
+		if requests.Add(1) == 1 {
+			r.cluster.SleepControl(func() { <-gate })
+		}
+		return nil, nil, false
+	})
+	r.appended(200, call{path: "/v1/sessions/a/events", body: event("")})
+	release()
+	r.appended(200, call{path: "/v1/sessions/a/events", body: event("")})
+	if n := len(r.events()); n != 3 {
+		t.Errorf("log holds %d events, want 3", n)
 	}
 }
 

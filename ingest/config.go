@@ -71,7 +71,9 @@ type Config struct {
 
 	// ProduceTimeout is how long Kafka may take to acknowledge an append. Default 10 s.
 	// After it the answer is 503; a record that was already sent may still be written,
-	// and a retry with its message_id is answered with its id.
+	// and a retry with its message_id is answered with its id. A broker that has not answered
+	// for 8 s (3 s more than ProduceTimeout, if that is less) is left, and the batch goes to
+	// whoever leads the partition then.
 	ProduceTimeout time.Duration `yaml:"produce_timeout"`
 
 	// MaterialisedTimeout is how long ack=materialised waits for ClickHouse before it

@@ -6,11 +6,21 @@ import (
 	"fmt"
 	"strconv"
 	"sync/atomic"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/playhead-dev/playhead/internal/httpapi"
 	"github.com/playhead-dev/playhead/schema"
+)
+
+// How long a broker may wait for its replicas, and how long it may take beside that to answer
+// any request or to take it in. A leader that hangs is left after both; nothing else tells,
+// and meanwhile its partitions take no appends. One that is only slow gets the batch again
+// and knows it for the same.
+const (
+	brokerWait     = 5 * time.Second
+	brokerOverhead = 3 * time.Second
 )
 
 // headersPerRecord is room for an event's headers without a second allocation.
@@ -40,7 +50,8 @@ func newProducer(cfg Config, opts []kgo.Opt) (*producer, error) {
 		kgo.RequiredAcks(kgo.AllISRAcks()),
 		kgo.ProducerLinger(cfg.Linger),
 		kgo.RecordDeliveryTimeout(cfg.ProduceTimeout),
-		kgo.ProduceRequestTimeout(cfg.ProduceTimeout),
+		kgo.ProduceRequestTimeout(min(cfg.ProduceTimeout, brokerWait)),
+		kgo.RequestTimeoutOverhead(brokerOverhead),
 		kgo.ProducerBatchMaxBytes(int32(cfg.MaxRecordBytes())),
 		kgo.MaxBufferedRecords(2*cfg.MaxInFlightEvents),
 		kgo.MaxBufferedBytes(2*cfg.MaxInFlightBytes+cfg.MaxRecordBytes()),
