@@ -34,8 +34,11 @@ HISTORY_ARGS ?=
 TEST_TIMEOUT ?= 15m
 TEST_JOBS    ?= 2
 TEST_ENV     := CGO_ENABLED=1 PLAYHEAD_REQUIRE_ENGINE=1 PLAYHEAD_REQUIRE_CLIENTS=1 PLAYHEAD_REQUIRE_KAFKA=1
-# What `make test` leaves to `make test-kafka`: minutes each, and they ask little of Kafka.
-LONG_ON_KAFKA := ^(TestImportOfRealEvents|TestKillsDuringImport)$$
+# What `make test` runs on real Kafka too: the tests that ask most of it, some 3 minutes. All
+# the others: `make test-kafka`.
+ON_KAFKA := ^(TestBrokersComeAndGo|TestControlTopicIsCompacted|TestForeignTransactionsAreReadAsCommitted|$\
+TestRolesNeedWhatIsDocumented|TestErasureRacesAppends|TestAnyNodeAnswersForAll|TestTour|$\
+TestStreamsAreCountedAndEndedAcrossNodes|TestWorkspaceStreamMovesBetweenNodes)$$
 # Of each fuzz target.
 FUZZTIME ?= 20s
 
@@ -64,12 +67,12 @@ clients: ## Fetch the pinned third-party clients that tests drive, once (npm, pi
 kafka: ## Fetch the pinned Apache Kafka that tests run, once (mvn)
 	@scripts/fetch-kafka.sh >/dev/null
 
-# The end-to-end tests run twice: on the embedded broker, and on a cluster of real Kafka.
+# Some end-to-end tests run twice: on the embedded broker, and on a cluster of real Kafka.
 .PHONY: test
 test: engine clients kafka ## All tests, with the race detector, in random order
 	$(TEST_ENV) $(GO) test -race -shuffle=on -timeout $(TEST_TIMEOUT) -p $(TEST_JOBS) $(PKG)
 ifeq ($(PKG),./...)
-	PLAYHEAD_TEST_KAFKA=apache $(TEST_ENV) $(GO) test -race -shuffle=on -timeout $(TEST_TIMEOUT) -skip '$(LONG_ON_KAFKA)' ./integration
+	PLAYHEAD_TEST_KAFKA=apache $(TEST_ENV) $(GO) test -race -shuffle=on -timeout $(TEST_TIMEOUT) -short -run '$(ON_KAFKA)' ./integration
 endif
 
 .PHONY: test-kafka
