@@ -17,7 +17,6 @@ func (c Config) kafkaRights() []kafka.Right {
 		kafka.OnTopic(read, schema.TopicEvents),
 		kafka.OnTopic(read, schema.TopicControl),
 		kafka.OnTopic(read, schema.TopicPresence),
-		kafka.OnTopic(describe, schema.TopicDeadLetters),
 		kafka.OnGroup(describe, schema.GroupMaterializer),
 	}
 	if c.has(roleIngest) {
@@ -33,9 +32,13 @@ func (c Config) kafkaRights() []kafka.Right {
 	}
 	if c.has(roleMaterializer) {
 		rights = append(rights, kafka.OnGroup(read, schema.GroupMaterializer), kafka.OnGroup(describe, schema.GroupRebuild))
-		if !c.has(roleIngest) {
-			rights = append(rights, kafka.OnTopic(write, schema.TopicDeadLetters))
-		}
+	}
+	switch { // who writes or reads it may look whether it is there
+	case c.has(roleIngest): // which has both above
+	case c.has(roleMaterializer):
+		rights = append(rights, kafka.OnTopic(write, schema.TopicDeadLetters))
+	default:
+		rights = append(rights, kafka.OnTopic(describe, schema.TopicDeadLetters))
 	}
 	return rights
 }
