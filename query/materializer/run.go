@@ -82,7 +82,7 @@ type Materializer struct {
 	inserts         chan struct{} // one token an insert in flight
 
 	mu     sync.Mutex          // guards owned; no call out is made under it
-	owned  map[uint16]*running // the partitions that are ours
+	owned  map[uint16]*running // the partitions that are ours, and those whose worker is ending
 	closed bool                // no worker starts any more
 }
 
@@ -243,14 +243,14 @@ func (m *Materializer) revoked(_ context.Context, _ *kgo.Client, topics map[stri
 
 // lost ends the workers at once: the partitions are another member's already.
 func (m *Materializer) lost(_ context.Context, _ *kgo.Client, topics map[string][]int32) {
-	ending := m.take(topics[schema.TopicEvents])
+	ending := m.workers(topics[schema.TopicEvents])
 	for _, r := range ending {
 		m.metrics.fenced.Inc()
 		r.harden(errLost)
 	}
 	for _, r := range ending {
 		<-r.done
-		m.metrics.forget(r.partition)
+		m.disown(r)
 	}
 }
 
@@ -266,9 +266,11 @@ func (m *Materializer) stop() {
 	m.end(all, errRevoked)
 }
 
-// end ends workers in peace, all at the same time, for at most Config.RevokeTimeout.
+// end ends workers in peace, all at the same time, for at most Config.RevokeTimeout. When it
+// returns they have ended, also those that somebody else was ending already: a partition
+// that is revoked while the process stops must not be given up before its worker has.
 func (m *Materializer) end(partitions []int32, cause error) {
-	ending := m.take(partitions)
+	ending := m.workers(partitions)
 	for _, r := range ending {
 		r.soften(cause)
 	}
@@ -284,21 +286,33 @@ func (m *Materializer) end(partitions []int32, cause error) {
 			<-r.done
 		}
 		r.harden(cause) // frees the contexts
-		m.metrics.forget(r.partition)
+		m.disown(r)
 	}
 }
 
-// take removes workers from the owned ones, for the caller to end.
-func (m *Materializer) take(partitions []int32) (out []*running) {
+// workers returns those of the owned ones that copy the partitions.
+func (m *Materializer) workers(partitions []int32) (out []*running) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, p := range partitions {
 		if r := m.owned[uint16(p)]; r != nil {
 			out = append(out, r)
-			delete(m.owned, uint16(p))
 		}
 	}
 	return out
+}
+
+// disown takes a worker that has ended out of the owned ones.
+func (m *Materializer) disown(r *running) {
+	m.mu.Lock()
+	first := m.owned[r.partition] == r // of those who were ending it
+	if first {
+		delete(m.owned, r.partition)
+	}
+	m.mu.Unlock()
+	if first {
+		m.metrics.forget(r.partition)
+	}
 }
 
 // limits are those of a batch now: the buffer is shared by the partitions we own.

@@ -2,6 +2,7 @@ package materializer
 
 import (
 	"bytes"
+	"context"
 	"maps"
 	"strings"
 	"testing"
@@ -222,4 +223,38 @@ func TestAnIdlePartitionShowsOneEventSoon(t *testing.T) {
 			t.Errorf("a lone event took %v, want about %v", took, cfg.Linger)
 		}
 	}
+}
+
+// 1. a process stops, with an insert in flight; 2. the group takes the partition away
+// meanwhile, to give it to another member; 3. the worker goes on, and its commits count, as
+// the process is a member still. So 2 has to wait for it.
+func TestPartitionRevokedDuringAStopIsWaitedFor(t *testing.T) {
+	c := newCluster(t, 1)
+	reached := make(chan struct{}, 1)
+	f := &faults{testStore: newMemoryStore(), before: func(ctx context.Context, _ string, _ *batch) error {
+		reached <- struct{}{}
+		<-ctx.Done() // longer than the stop waits
+		return context.Cause(ctx)
+	}}
+	c.produceEvents(0, 50)
+	cfg := testConfig()
+	cfg.RevokeTimeout = time.Second
+	m := c.launch(cfg, 1, f)
+	<-reached
+	m.mu.Lock()
+	w := m.owned[0]
+	m.mu.Unlock()
+	stopped := make(chan struct{})
+	go func() {
+		defer close(stopped)
+		m.stop()
+	}()
+	until(t, "the worker is told to end", func() bool { return w.soft.Err() != nil })
+	m.revoked(t.Context(), nil, map[string][]int32{schema.TopicEvents: {0}})
+	select {
+	case <-w.done:
+	default:
+		t.Error("the partition was given up while its worker runs")
+	}
+	<-stopped
 }
