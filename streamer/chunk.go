@@ -87,8 +87,9 @@ func (r *source) read(ctx context.Context, t *tape.Tape, pos schema.Position, ma
 		return r.readKafka(ctx, t, pos, start, maxBytes)
 	}
 	if r.isShort(t, pos) {
-		if start, err := r.kafkaReaches(ctx, t, pos); err == nil {
-			return r.readKafka(ctx, t, pos, start, maxBytes)
+		c, err := r.readInstead(ctx, t, pos, maxBytes)
+		if !errors.Is(err, errOnlyHistory) {
+			return c, err
 		}
 	}
 	c, err := r.readHistory(ctx, t, pos, materialised, maxBytes)
@@ -96,11 +97,11 @@ func (r *source) read(ctx context.Context, t *tape.Tape, pos schema.Position, ma
 		return c, err
 	}
 	r.hub.logger.Warn("replay falls back to kafka", "partition", t.Partition(), "error", err)
-	start, kerr := r.kafkaReaches(ctx, t, pos)
-	if kerr != nil {
+	c, kerr := r.readInstead(ctx, t, pos, maxBytes)
+	if errors.Is(kerr, errOnlyHistory) {
 		return chunk{}, fmt.Errorf("%w: %w: %w", errHistoryAway, kerr, err)
 	}
-	return r.readKafka(ctx, t, pos, start, maxBytes)
+	return c, kerr
 }
 
 // logAway makes an errLogAway of err, unless ctx has ended.
@@ -117,6 +118,25 @@ func logAway(ctx context.Context, err error) error {
 // for a few rows.
 func (r *source) isShort(t *tape.Tape, pos schema.Position) bool {
 	return r.scope.Session == "" && pos.Epoch == r.hub.past.Epoch && t.Start()-pos.Offset <= r.hub.past.ShortGap
+}
+
+// errOnlyHistory reports that Kafka cannot stand in for ClickHouse.
+var errOnlyHistory = errors.New("only history has it")
+
+// readInstead reads from Kafka what ClickHouse has as well. It returns errOnlyHistory if
+// Kafka does not hold all that this takes, what the events may repeat included.
+func (r *source) readInstead(ctx context.Context, t *tape.Tape, pos schema.Position, maxBytes int) (chunk, error) {
+	start, err := r.kafkaReaches(ctx, t, pos)
+	if err != nil {
+		return chunk{}, fmt.Errorf("%w: %w", errOnlyHistory, err)
+	}
+	r.kafka.Strict = true
+	defer func() { r.kafka.Strict = false }()
+	c, err := r.readKafka(ctx, t, pos, start, maxBytes)
+	if errors.Is(err, sessionlog.ErrForgotten) {
+		return chunk{}, fmt.Errorf("%w: %w", errOnlyHistory, err)
+	}
+	return c, err
 }
 
 // comparePlace orders two positions of one scope's log in a partition.

@@ -3,6 +3,7 @@ package streamer
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"sync/atomic"
 	"testing"
@@ -36,6 +37,7 @@ func TestWhereAChunkIsRead(t *testing.T) {
 		watermark int64
 		shortGap  int64
 		away      bool  // ClickHouse
+		ids       bool  // the events have message ids, and may repeat what is gone
 		from      int64 // kafka has what lies at gone and above
 
 		source string
@@ -49,14 +51,22 @@ func TestWhereAChunkIsRead(t *testing.T) {
 		{name: "short gap", scope: workspace, watermark: events, shortGap: events, from: gone, source: "kafka", first: gone, asked: 1},
 		{name: "short gap of one session", scope: session, watermark: events, shortGap: events, from: gone, source: "clickhouse", first: gone},
 		{name: "short gap below kafka", scope: workspace, watermark: events, shortGap: events, source: "clickhouse", asked: 1},
+		{name: "short gap behind what is gone", scope: workspace, watermark: events, shortGap: events, ids: true, from: gone, source: "clickhouse", first: gone, asked: 2},
 		{name: "long gap", scope: workspace, watermark: events, shortGap: 3, from: gone, source: "clickhouse", first: gone},
 		{name: "history away", scope: session, watermark: events, away: true, from: gone, source: "kafka", first: gone, asked: 1},
 		{name: "history away below kafka", scope: session, watermark: events, away: true, asked: 1, err: errHistoryAway},
+		{name: "history away behind what is gone", scope: session, watermark: events, away: true, ids: true, from: gone, asked: 2, err: errHistoryAway},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			checkGoroutines(t)
 			e := startEnv(t, testConfig(), 1)
-			e.produce(numbered("s", 0, events)...)
+			all := numbered("s", 0, events)
+			for i := range all {
+				if tt.ids {
+					all[i].MessageID = fmt.Sprint("m", i)
+				}
+			}
+			e.produce(all...)
 			e.deleteRecords(0, gone)
 			e.history.setWatermark(tt.watermark)
 			e.history.failing.Store(tt.away)

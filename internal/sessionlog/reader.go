@@ -189,8 +189,16 @@ func (r *Reader) warmUp(ctx context.Context, e *schema.Event) error {
 		return fmt.Errorf("warm up dedupe window: %w", err)
 	}
 	from := max(e.ID.Offset-r.Rule.Offsets, byTime, 0)
-	if r.Strict && start > 0 && from <= start {
-		return fmt.Errorf("%w: %s", ErrForgotten, e.ID)
+	if r.Strict && start > 0 {
+		// The first offset may have no record, as that of a transaction marker has none: that the
+		// log goes back far enough is said by a record that is old enough.
+		first, err := r.Log.OffsetForTime(ctx, r.Partition, 0)
+		if err != nil {
+			return fmt.Errorf("warm up dedupe window: %w", err)
+		}
+		if from <= max(start, first) {
+			return fmt.Errorf("%w: %s", ErrForgotten, e.ID)
+		}
 	}
 	window := schema.NewWindow(r.Rule)
 	err = r.each(ctx, max(from, start), e.ID.Offset, func(_ int64, e *schema.Event) error {

@@ -17,7 +17,7 @@ import (
 
 // memoryLog is one partition held in memory; offsets below start are gone.
 type memoryLog struct {
-	records []*kgo.Record
+	records []*kgo.Record // nil: none, as at the offset of a transaction marker
 	start   int64
 	read    int     // records handed out
 	ends    []int64 // where the log ends for those who answer the first reads
@@ -29,7 +29,7 @@ func (l *memoryLog) Bounds(context.Context, uint16) (start, end int64, err error
 
 func (l *memoryLog) OffsetForTime(_ context.Context, _ uint16, ms int64) (int64, error) {
 	for i := l.start; i < int64(len(l.records)); i++ {
-		if l.records[i].Timestamp.UnixMilli() >= ms {
+		if r := l.records[i]; r != nil && r.Timestamp.UnixMilli() >= ms {
 			return i, nil
 		}
 	}
@@ -42,6 +42,9 @@ func (l *memoryLog) Read(_ context.Context, _ uint16, from, to int64, fn func(*k
 		l.ends = l.ends[1:]
 	}
 	for i := from; i < to; i++ {
+		if l.records[i] == nil {
+			continue
+		}
 		l.read++
 		if err := fn(l.records[i]); err != nil {
 			return i, err
@@ -190,6 +193,12 @@ func TestForgottenPastIsAnErrorOnlyIfStrict(t *testing.T) {
 	r.Strict = true
 	if _, err := r.Read(t.Context(), 60, 100, count); !errors.Is(err, ErrForgotten) {
 		t.Errorf("strict: %v, want ErrForgotten", err)
+	}
+	l.records[50] = nil // the first record lies above the log start offset, and is no older for it
+	r = newReader(l)
+	r.Strict = true
+	if _, err := r.Read(t.Context(), 60, 100, count); !errors.Is(err, ErrForgotten) {
+		t.Errorf("strict, and the log begins without a record: %v, want ErrForgotten", err)
 	}
 }
 
