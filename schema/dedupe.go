@@ -87,6 +87,8 @@ type Window struct {
 	last map[messageKey]int64 // number of each key's latest sighting
 	peak int                  // most keys since the map was made
 
+	fenced int64 // offset of the last record of TypeErased; 0 if there was none
+
 	// chunks hold the sightings head to tail-1; the first of chunks[0] has number base.
 	chunks           []*[sightingsPerChunk]sighting
 	base, head, tail int64
@@ -105,6 +107,7 @@ func (w *Window) Observe(e *Event) (first EventID, duplicate bool) {
 	w.expire(e.ID)
 	if e.Type == TypeErased {
 		w.fence(sessionHash(e))
+		w.fenced = e.ID.Offset
 		return EventID{}, false
 	}
 	if e.MessageID == "" {
@@ -138,6 +141,10 @@ func (w *Window) Lookup(key xxh3.Uint128, now EventID) (EventID, bool) {
 	}
 	return w.firstOf(w.at(last)), true
 }
+
+// Fenced returns the offset of the last record of TypeErased that the window was fed; 0 if
+// there was none. Of events before it Lookup does not know any more what they repeat.
+func (w *Window) Fenced() int64 { return w.fenced }
 
 // fence forgets the message ids of a session: it has been erased. It looks at all that the
 // window holds, some milliseconds at the most.

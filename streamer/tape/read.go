@@ -64,8 +64,8 @@ func (t *Tape) ReadScope(dst []*Entry, scope schema.Scope, from int64, limit int
 func (t *Tape) Repeats(e *schema.Event) (repeats, known bool) {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
-	if e.ID.Offset < t.judgedFrom || e.ID.Offset >= t.next || t.next-e.ID.Offset > t.cfg.DedupeOffsets ||
-		t.maxMs-e.ID.TimeMs > t.cfg.DedupeAge.Milliseconds() {
+	if e.ID.Offset < t.judgedFrom || e.ID.Offset < t.window.Fenced() || e.ID.Offset >= t.next ||
+		t.next-e.ID.Offset > t.cfg.DedupeOffsets || t.maxMs-e.ID.TimeMs > t.cfg.DedupeAge.Milliseconds() {
 		return false, false
 	}
 	if e.MessageID == "" {

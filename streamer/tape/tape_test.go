@@ -223,6 +223,20 @@ func TestTapeJudgesRecordsBelowIt(t *testing.T) {
 	}
 }
 
+// The record of an erasure has the window forget message ids: of what lies before it the
+// tape cannot tell any more, and says so.
+func TestErasureEndsWhatATapeCanJudge(t *testing.T) {
+	m := newModel(DefaultConfig())
+	m.append(newEvent("s", "a", "m", 0), newEvent("s", "a", "m", 0), newEvent("s", schema.TypeErased, "", 0), newEvent("s", "a", "m", 0))
+	for offset, want := range map[int64]struct{ repeats, known bool }{1: {false, false}, 3: {false, true}} {
+		e := newEvent("s", "a", "m", 0)
+		e.ID = schema.EventID{Position: schema.Position{Epoch: 1, Offset: offset}, TimeMs: m.nowMs}
+		if repeats, known := m.tape.Repeats(e); repeats != want.repeats || known != want.known {
+			t.Errorf("Repeats(%d) = %v, %v; want %v", offset, repeats, known, want)
+		}
+	}
+}
+
 func TestSessionAsksThePastOnceForAll(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newModel(DefaultConfig())
