@@ -110,6 +110,12 @@ func (w *worker) warmUp(j *judge, next int64) error {
 	return nil
 }
 
+// lookForFirst is how many offsets a look for the next record reads at a time: a small fetch.
+const lookForFirst = 64
+
+// errFirstFound ends such a look; it is nobody's failure.
+var errFirstFound = errors.New("first record found")
+
 func (w *worker) warmUpStart(next int64) (int64, error) {
 	start, end, err := w.kafkaLog.Bounds(w.hard, w.partition)
 	if err != nil {
@@ -119,12 +125,20 @@ func (w *worker) warmUpStart(next int64) (int64, error) {
 	// The age counts from the first record that is judged. If it is not there yet, its
 	// time will be about now or later.
 	ms := time.Now().UnixMilli()
-	_, err = w.kafkaLog.Read(w.hard, w.partition, next, min(next+1, end), func(r *kgo.Record) error {
-		ms = min(ms, r.Timestamp.UnixMilli())
-		return nil
-	})
-	if err != nil {
-		return 0, err
+	for at := next; at < end; { // offsets may have no record, as those of transaction markers
+		to := min(at+lookForFirst, end)
+		if at, err = w.kafkaLog.Read(w.hard, w.partition, at, to, func(r *kgo.Record) error {
+			ms = min(ms, r.Timestamp.UnixMilli())
+			return errFirstFound
+		}); errors.Is(err, errFirstFound) {
+			break
+		}
+		if err != nil {
+			return 0, err
+		}
+		if at < to {
+			break // the log ends here
+		}
 	}
 	byTime, err := w.kafkaLog.OffsetForTime(w.hard, w.partition, ms-w.rule.WarmUpAge().Milliseconds())
 	if err != nil {
