@@ -18,8 +18,9 @@ const quietAfter = 5
 
 // backoff grows the pauses of one run of failures. The zero value begins one.
 type backoff struct {
-	last  time.Duration
-	tries int
+	last   time.Duration
+	tries  int
+	random func(below time.Duration) time.Duration // nil: rand.N
 }
 
 // quiet counts a failure, and reports whether to say little about it.
@@ -32,7 +33,11 @@ func (b *backoff) quiet() bool {
 // do not come back at once. It reports false if ctx ended first.
 func (b *backoff) wait(ctx context.Context) bool {
 	b.last = min(max(2*b.last, minBackoff), maxBackoff)
-	timer := time.NewTimer(b.last - rand.N(b.last/2))
+	random := b.random
+	if random == nil {
+		random = rand.N[time.Duration]
+	}
+	timer := time.NewTimer(b.last - random(b.last/2))
 	defer timer.Stop()
 	select {
 	case <-timer.C:

@@ -19,16 +19,49 @@ var ErrFenced = errors.New("fenced: the partition belongs to another member of t
 
 // commits keeps the state of the partitions in the group's offsets.
 type commits struct {
-	cl    *kgo.Client // the group's member
-	adm   *kadm.Client
+	group groupMember
 	epoch uint8
+}
+
+// groupMember is what a worker needs of the group's member, and simulations stand in for.
+type groupMember interface {
+	// GroupMetadata returns who the member is now.
+	GroupMetadata() (memberID string, generation int32)
+	// FetchOffsets returns the offsets committed in a group.
+	FetchOffsets(ctx context.Context, group string) (kadm.OffsetResponses, error)
+	// commit commits offsets as who the member is now. before is called with the request in
+	// the moment of sending; its error keeps the request from being sent, and is returned.
+	commit(ctx context.Context, offsets map[string]map[int32]kgo.EpochOffset,
+		before func(*kmsg.OffsetCommitRequest) error) (*kmsg.OffsetCommitResponse, error)
+}
+
+// kafkaMember is the member of the group that a Kafka client is.
+type kafkaMember struct {
+	cl  *kgo.Client
+	adm *kadm.Client
+}
+
+func (m kafkaMember) GroupMetadata() (memberID string, generation int32) { return m.cl.GroupMetadata() }
+
+func (m kafkaMember) FetchOffsets(ctx context.Context, group string) (kadm.OffsetResponses, error) {
+	return m.adm.FetchOffsets(ctx, group)
+}
+
+func (m kafkaMember) commit(ctx context.Context, offsets map[string]map[int32]kgo.EpochOffset,
+	before func(*kmsg.OffsetCommitRequest) error,
+) (resp *kmsg.OffsetCommitResponse, err error) {
+	m.cl.CommitOffsetsSync(kgo.PreCommitFnContext(ctx, before), offsets,
+		func(_ *kgo.Client, _ *kmsg.OffsetCommitRequest, r *kmsg.OffsetCommitResponse, e error) {
+			resp, err = r, e
+		})
+	return resp, err
 }
 
 // load reads the committed state of a partition. ok is false if there is none in this
 // epoch. It is to be called after the partition was assigned: from then on, no member
 // of an earlier generation can commit any more.
 func (c *commits) load(ctx context.Context, partition uint16) (state committed, ok bool, err error) {
-	offsets, err := c.adm.FetchOffsets(ctx, schema.GroupMaterializer)
+	offsets, err := c.group.FetchOffsets(ctx, schema.GroupMaterializer)
 	if err != nil {
 		return state, false, fmt.Errorf("fetch committed offsets: %w", err)
 	}
@@ -55,7 +88,7 @@ func (c *commits) commit(ctx context.Context, member string, partition uint16, s
 	if err != nil {
 		return err
 	}
-	pre := kgo.PreCommitFnContext(ctx, func(req *kmsg.OffsetCommitRequest) error {
+	before := func(req *kmsg.OffsetCommitRequest) error {
 		if err := context.Cause(ctx); err != nil {
 			return err
 		}
@@ -68,14 +101,12 @@ func (c *commits) commit(ctx context.Context, member string, partition uint16, s
 			}
 		}
 		return nil
-	})
+	}
 	offsets := map[string]map[int32]kgo.EpochOffset{
 		schema.TopicEvents: {int32(partition): {Epoch: -1, Offset: state.next}},
 	}
-	c.cl.CommitOffsetsSync(pre, offsets, func(_ *kgo.Client, _ *kmsg.OffsetCommitRequest, resp *kmsg.OffsetCommitResponse, e error) {
-		err = commitError(resp, e)
-	})
-	if err != nil {
+	resp, err := c.group.commit(ctx, offsets, before)
+	if err = commitError(resp, err); err != nil {
 		return fmt.Errorf("commit offset %d of partition %d: %w", state.next, partition, err)
 	}
 	return nil

@@ -213,7 +213,7 @@ func TestZombieWakesBetweenIntentAndInsert(t *testing.T) {
 		// The zombie joins again, as another member of the present generation: what its
 		// old self still wants to commit is not sent.
 		until(t, "the zombie has joined again", func() bool {
-			member, generation := w.commits.cl.GroupMetadata()
+			member, generation := w.commits.group.GroupMetadata()
 			return member != w.member && generation > 0
 		})
 		if err := w.commits.commit(t.Context(), w.member, 0, stale); !errors.Is(err, ErrFenced) {

@@ -317,7 +317,7 @@ func (c *cluster) end(partition uint16) int64 {
 // committed returns the committed state of the partition.
 func (c *cluster) committed(partition uint16, epoch uint8) committed {
 	c.t.Helper()
-	state, _, err := (&commits{adm: c.admin, epoch: epoch}).load(c.t.Context(), partition)
+	state, _, err := (&commits{group: kafkaMember{c.producer, c.admin}, epoch: epoch}).load(c.t.Context(), partition)
 	if err != nil {
 		c.t.Fatal(err)
 	}

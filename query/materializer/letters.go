@@ -28,7 +28,7 @@ func (w *worker) keepLetters(letters []*schema.DeadLetter) (kept bool) {
 	if len(letters) == 0 || w.letters == nil {
 		return true
 	}
-	var pause backoff
+	pause := backoff{random: w.random}
 	for {
 		err := w.letters.Keep(w.soft, letters)
 		if err == nil {

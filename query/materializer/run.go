@@ -75,6 +75,8 @@ type Materializer struct {
 	kafkaLog     Log
 	store        store
 	ttl          time.Duration
+	openTail     func(partition uint16, from int64) (*tail, error)
+	random       func(below time.Duration) time.Duration // for pauses; nil: math/rand
 
 	requestInterval time.Duration // between two looks for requests
 	metrics         *Metrics
@@ -122,6 +124,7 @@ func New(cfg Config, deps Deps) (*Materializer, error) {
 		inserts:         make(chan struct{}, cfg.Concurrency),
 		owned:           make(map[uint16]*running),
 	}
+	m.openTail = m.openKafkaTail
 	if m.published == nil {
 		m.published = func(uint16, int64) {}
 	}
@@ -189,8 +192,13 @@ func (m *Materializer) watchGroup(ctx context.Context, cl *kgo.Client) {
 // assigned starts a worker for each new partition. The group calls it, one callback at
 // a time.
 func (m *Materializer) assigned(_ context.Context, cl *kgo.Client, topics map[string][]int32) {
-	for _, p := range topics[schema.TopicEvents] {
-		r := m.newWorker(cl, uint16(p))
+	m.startWorkers(kafkaMember{cl, kadm.NewClient(cl)}, topics[schema.TopicEvents])
+}
+
+// startWorkers starts a worker for each of the partitions that a member was assigned.
+func (m *Materializer) startWorkers(group groupMember, partitions []int32) {
+	for _, p := range partitions {
+		r := m.newWorker(group, uint16(p))
 		if !m.own(r) {
 			r.harden(errRevoked)
 			continue
@@ -202,15 +210,15 @@ func (m *Materializer) assigned(_ context.Context, cl *kgo.Client, topics map[st
 	}
 }
 
-// newWorker makes the worker of a partition that was assigned to the group's member cl.
-func (m *Materializer) newWorker(cl *kgo.Client, partition uint16) *running {
-	member, generation := cl.GroupMetadata()
+// newWorker makes the worker of a partition that was assigned to a member.
+func (m *Materializer) newWorker(group groupMember, partition uint16) *running {
+	member, generation := group.GroupMetadata()
 	hard, harden := context.WithCancelCause(context.Background())
 	soft, soften := context.WithCancelCause(hard)
 	return &running{
 		worker: &worker{
 			Materializer: m,
-			commits:      &commits{cl: cl, adm: kadm.NewClient(cl), epoch: m.epoch},
+			commits:      &commits{group: group, epoch: m.epoch},
 			partition:    partition,
 			member:       member,
 			soft:         soft,

@@ -83,7 +83,7 @@ func (w *worker) settle(b *batch) error {
 	in := &w.state.intent
 	acknowledged, sent := false, false
 	expiring := in.MinMs < w.keptFromMs()
-	var pause backoff
+	pause := backoff{random: w.random}
 	for attempts := 0; attempts < maxAttempts; {
 		h, err := w.killAndCount(*in)
 		if err != nil {

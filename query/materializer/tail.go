@@ -31,12 +31,23 @@ const maxPollRecords = 10_000
 // however often that begins anew, no reset policy can move it, and what a worker does
 // not take is not fetched.
 type tail struct {
-	cl            *kgo.Client
+	cl            consumer
 	highWatermark int64                        // of the last fetch
 	passed        []*kgo.ErrDecompressTooLarge // batches passed over, as nobody can read them; the worker's to take
 }
 
-func openTail(opts []kgo.Opt, partition uint16, from int64) (*tail, error) {
+// consumer is what a tail needs of a Kafka client, and simulations stand in for.
+type consumer interface {
+	// PollRecords is that of *kgo.Client.
+	PollRecords(ctx context.Context, maxPollRecords int) kgo.Fetches
+	// SetOffsets is that of *kgo.Client.
+	SetOffsets(offsets map[string]map[int32]kgo.EpochOffset)
+	Close()
+}
+
+// openKafkaTail is Materializer.openTail on Kafka.
+func (m *Materializer) openKafkaTail(partition uint16, from int64) (*tail, error) {
+	opts := m.kafkaOptions
 	cl, err := kgo.NewClient(append(opts[:len(opts):len(opts)],
 		kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{
 			schema.TopicEvents: {int32(partition): kgo.NewOffset().At(from)},

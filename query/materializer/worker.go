@@ -67,7 +67,7 @@ type worker struct {
 
 // run works until the partition is given up. It returns after its last statement.
 func (w *worker) run() {
-	var pause backoff
+	pause := backoff{random: w.random}
 	for w.soft.Err() == nil {
 		began := time.Now()
 		err := w.life()
@@ -79,7 +79,7 @@ func (w *worker) run() {
 			return
 		}
 		if time.Since(began) > maxBackoff {
-			pause = backoff{}
+			pause = backoff{random: w.random}
 		}
 		stop := mustStop(err)
 		w.gauges.stopped.Set(boolGauge(stop))
@@ -124,7 +124,7 @@ func (w *worker) life() error {
 		}
 	}
 	w.gauges.stopped.Set(0)
-	t, err := openTail(w.kafkaOptions, w.partition, w.state.next)
+	t, err := w.openTail(w.partition, w.state.next)
 	if err != nil {
 		return err
 	}
@@ -283,7 +283,7 @@ func (w *worker) insertOrSettle(b *batch) error {
 	if err == nil {
 		return nil
 	}
-	var first backoff
+	first := backoff{random: w.random}
 	if err := w.pause(&first, "insert", err); err != nil {
 		return err
 	}
@@ -305,7 +305,7 @@ func (w *worker) insert(b *batch) error {
 // commit writes the state to the group, however long that takes, and publishes the
 // watermark. It returns ErrFenced if the partition is another's, and hard's cause.
 func (w *worker) commit() error {
-	var pause backoff
+	pause := backoff{random: w.random}
 	for {
 		err := w.commits.commit(w.hard, w.member, w.partition, w.state)
 		switch {
