@@ -101,6 +101,24 @@ type Appender interface {
 
 // StartHub returns a running hub. The caller ends it by Close.
 func StartHub(cfg Config, d Deps) (*Hub, error) {
+	h, err := newHub(cfg, d)
+	if err != nil {
+		return nil, err
+	}
+	workers := cfg.Workers
+	if workers == 0 {
+		workers = runtime.GOMAXPROCS(0)
+	}
+	for range workers {
+		h.wg.Go(h.work)
+	}
+	h.wg.Go(h.turnWheel)
+	h.wg.Go(h.hangups.run)
+	return h, nil
+}
+
+// newHub returns a hub of which nothing runs.
+func newHub(cfg Config, d Deps) (*Hub, error) {
 	hangups, err := newHangups()
 	if err != nil {
 		return nil, fmt.Errorf("streamer: %w", err)
@@ -122,15 +140,6 @@ func StartHub(cfg Config, d Deps) (*Hub, error) {
 		stop:     make(chan struct{}),
 	}
 	h.settle = time.AfterFunc(burstPause, h.giveBack)
-	workers := cfg.Workers
-	if workers == 0 {
-		workers = runtime.GOMAXPROCS(0)
-	}
-	for range workers {
-		h.wg.Go(h.work)
-	}
-	h.wg.Go(h.turnWheel)
-	h.wg.Go(hangups.run)
 	return h, nil
 }
 
@@ -165,6 +174,7 @@ func (h *Hub) releaseLocked() {
 
 // opening is a stream about to begin.
 type opening struct {
+	ctx     context.Context // that of all it waits for, beside its own end; nil: the background
 	id      string
 	req     Request
 	legs    []place
@@ -185,7 +195,10 @@ type place struct {
 // adopt takes over a connection in a reserved slot and serves o on it until the client
 // leaves or Close. It returns at once; the connection is the hub's from here on.
 func (h *Hub) adopt(nc net.Conn, o opening) *subscription {
-	ctx, cancel := context.WithCancelCause(context.Background())
+	if o.ctx == nil {
+		o.ctx = context.Background()
+	}
+	ctx, cancel := context.WithCancelCause(o.ctx)
 	s := &subscription{
 		hub: h, id: o.id, req: o.req, wire: o.wire, conn: newConn(nc), ctx: ctx, cancel: cancel,
 		release: o.release, finish: o.finish, filterKey: o.req.Filter.Key(),

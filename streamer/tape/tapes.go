@@ -25,6 +25,15 @@ type Log interface {
 	OffsetForTime(ctx context.Context, partition uint16, ms int64) (int64, error)
 }
 
+// Consumer reads the records of partitions that come and go. *kgo.Client is one.
+type Consumer interface {
+	PollFetches(ctx context.Context) kgo.Fetches
+	AddConsumePartitions(partitions map[string]map[int32]kgo.Offset)
+	RemoveConsumePartitions(partitions map[string][]int32)
+	SetOffsets(offsets map[string]map[int32]kgo.EpochOffset)
+	Close()
+}
+
 // Tapes are the tapes of one node. A partition is followed from its first use until
 // nobody has asked for it for Config.IdleAfter; one Kafka client reads them all.
 type Tapes struct {
@@ -34,7 +43,7 @@ type Tapes struct {
 	placement  func(workspace string) schema.Placement
 	log        Log
 	past       Past
-	client     *kgo.Client
+	client     Consumer
 	metrics    *Metrics
 	erased     schema.ErasedBelow
 	logger     *slog.Logger
@@ -60,6 +69,7 @@ type opening struct {
 // Deps are the parts a Tapes works with.
 type Deps struct {
 	Kafka      []kgo.Opt // how to reach the brokers
+	Consumer   Consumer  // in place of a client of them, for simulations; nil: there is none
 	Log        Log
 	Past       Past
 	Epoch      uint8
@@ -77,18 +87,12 @@ type Deps struct {
 // Start returns the tapes of a node and starts their reader. The caller ends them by
 // Close.
 func Start(cfg Config, d Deps) (*Tapes, error) {
-	opts := append([]kgo.Opt{
-		kgo.ConsumeResetOffset(kgo.NoResetOffset()),
-		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
-		kgo.KeepControlRecords(), // so that Next passes transaction markers
-		kgo.FetchMaxBytes(int32(cfg.FetchMaxBytes)),
-		kgo.FetchMaxPartitionBytes(int32(min(cfg.FetchMaxBytes, 4<<20))),
-		kgo.FetchMaxWait(500 * time.Millisecond),
-		kgo.FetchMinBytes(1),
-	}, d.Kafka...)
-	client, err := kgo.NewClient(opts...)
-	if err != nil {
-		return nil, fmt.Errorf("tape reader: %w", err)
+	client := d.Consumer
+	if client == nil {
+		var err error
+		if client, err = newClient(cfg, d.Kafka); err != nil {
+			return nil, fmt.Errorf("tape reader: %w", err)
+		}
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	t := &Tapes{
@@ -101,6 +105,19 @@ func Start(cfg Config, d Deps) (*Tapes, error) {
 	}
 	t.wg.Go(t.read)
 	return t, nil
+}
+
+// newClient returns the client that reads all tapes' partitions.
+func newClient(cfg Config, kafka []kgo.Opt) (*kgo.Client, error) {
+	return kgo.NewClient(append([]kgo.Opt{
+		kgo.ConsumeResetOffset(kgo.NoResetOffset()),
+		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
+		kgo.KeepControlRecords(), // so that Next passes transaction markers
+		kgo.FetchMaxBytes(int32(cfg.FetchMaxBytes)),
+		kgo.FetchMaxPartitionBytes(int32(min(cfg.FetchMaxBytes, 4<<20))),
+		kgo.FetchMaxWait(500 * time.Millisecond),
+		kgo.FetchMinBytes(1),
+	}, kafka...)...)
 }
 
 // Close stops the reader and fails every tape with ErrClosed, as will later Opens.
