@@ -39,6 +39,12 @@ TEST_ENV     := CGO_ENABLED=1 PLAYHEAD_REQUIRE_ENGINE=1 PLAYHEAD_REQUIRE_CLIENTS
 ON_KAFKA := ^(TestBrokersComeAndGo|TestControlTopicIsCompacted|TestForeignTransactionsAreReadAsCommitted|$\
 TestRolesNeedWhatIsDocumented|TestErasureRacesAppends|TestAnyNodeAnswersForAll|TestTour|$\
 TestStreamsAreCountedAndEndedAcrossNodes|TestWorkspaceStreamMovesBetweenNodes)$$
+# Of `make simulate`, each simulation; SEED=n runs that one alone. MUTANT_SEEDS are tried on each
+# mutant, MUTANTS chooses some of them by a regular expression.
+SEEDS        ?= 10000
+SEED         ?=
+MUTANT_SEEDS ?= 2000
+MUTANTS      ?=
 # Of each fuzz target.
 FUZZTIME ?= 20s
 
@@ -122,6 +128,15 @@ bench-peers: build engine ## Measure other servers beside ours, in one run (bin/
 bench-history: build engine ## Measure history over ROWS=100000000 rows (bin/history.md, .json)
 	$(GO) build -trimpath -o $(BIN)/bench ./integration/bench
 	$(BIN)/bench -server $(BIN)/playhead -only history -runs 1 -rows $(ROWS) $(if $(HISTORY_DATA),-data '$(HISTORY_DATA)') -json $(BIN)/history.json $(HISTORY_ARGS) | tee $(BIN)/history.md
+
+.PHONY: simulate
+simulate: ## Materialisers and streams in virtual time, SEEDS=10000 runs of each; SEED=n repeats one
+	@mkdir -p $(BIN)/simulation
+	SEEDS='$(SEEDS)' SEED='$(SEED)' $(GO) test -run '^TestSimulated' -count=1 -v -timeout 30m -p 1 -artifacts -outputdir $(BIN)/simulation ./query/materializer ./streamer
+
+.PHONY: mutants
+mutants: ## Break the code on purpose, in one place at a time: the simulations are to notice
+	$(GO) run ./integration/mutants -seeds $(MUTANT_SEEDS) -only '$(MUTANTS)'
 
 .PHONY: fuzz
 fuzz: ## Each fuzz target for FUZZTIME, one after the other
