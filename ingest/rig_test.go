@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"testing"
 	"time"
 
@@ -18,6 +19,7 @@ import (
 
 	"github.com/playhead-dev/playhead/internal/control"
 	"github.com/playhead-dev/playhead/internal/httpapi"
+	"github.com/playhead-dev/playhead/internal/openapi/conform"
 	"github.com/playhead-dev/playhead/schema"
 )
 
@@ -179,6 +181,10 @@ func (r *rig) do(c call) reply {
 	body, err := io.ReadAll(res.Body)
 	if err != nil {
 		r.tb.Errorf("%s %s: read answer: %v", c.method, c.path, err)
+	}
+	path, _, _ := strings.Cut(c.path, "?")
+	if err := conform.Check(conform.Answer{Method: c.method, Path: path, Status: res.StatusCode, Header: res.Header, Body: body}); err != nil {
+		r.tb.Error(err)
 	}
 	return reply{status: res.StatusCode, header: res.Header, body: body}
 }

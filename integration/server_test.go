@@ -20,6 +20,7 @@ import (
 
 	"github.com/playhead-dev/playhead/integration/kafkacluster"
 	"github.com/playhead-dev/playhead/internal/engine"
+	"github.com/playhead-dev/playhead/internal/openapi/conform"
 )
 
 // binary returns the path of playhead, built once for all tests.
@@ -45,7 +46,12 @@ var (
 )
 
 func TestMain(m *testing.M) {
+	answers := conform.Watch(&http.DefaultTransport)
 	code := m.Run()
+	if err := answers.Err(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		code = 1
+	}
 	if builtIn != "" {
 		_ = os.RemoveAll(builtIn)
 	}

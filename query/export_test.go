@@ -30,6 +30,7 @@ import (
 	dto "github.com/prometheus/client_model/go"
 
 	"github.com/playhead-dev/playhead/internal/httpapi"
+	"github.com/playhead-dev/playhead/internal/openapi/conform"
 	"github.com/playhead-dev/playhead/schema"
 )
 
@@ -218,7 +219,8 @@ func (s *exportSite) get(key, path string, q url.Values, headers ...string) *htt
 	for i := 0; i < len(headers); i += 2 {
 		req.Header.Set(headers[i], headers[i+1])
 	}
-	resp, err := http.DefaultClient.Do(req)
+	client := http.Client{Transport: conform.Transport{Next: http.DefaultTransport, Report: func(err error) { s.t.Error(err) }}}
+	resp, err := client.Do(req)
 	if err != nil {
 		s.t.Fatal(err)
 	}

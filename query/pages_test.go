@@ -16,6 +16,7 @@ import (
 
 	"github.com/playhead-dev/playhead/internal/control"
 	"github.com/playhead-dev/playhead/internal/httpapi"
+	"github.com/playhead-dev/playhead/internal/openapi/conform"
 	"github.com/playhead-dev/playhead/schema"
 )
 
@@ -37,7 +38,7 @@ func (keys) Authenticate(key string) (control.Principal, error) {
 
 // newSite serves a world whose log is on the tape from its beginning, so that nothing
 // asks ClickHouse.
-func newSite(t *testing.T, events ...*schema.Event) (*world, *fiber.App) {
+func newSite(t testing.TB, events ...*schema.Event) (*world, *fiber.App) {
 	t.Helper()
 	w := &world{t: t, r: rand.New(rand.NewPCG(1, 1)), epoch: 1, rule: schema.DedupeRule{Offsets: 1000, Age: 1e12}, history: brokenHistory(t)}
 	w.windows = schema.NewWindow(w.rule)
@@ -62,6 +63,10 @@ func get(t *testing.T, app *fiber.App, key, target string) (int, string, http.He
 	body, err := io.ReadAll(resp.Body)
 	if err != nil {
 		t.Fatal(err)
+	}
+	a := conform.Answer{Method: http.MethodGet, Path: req.URL.EscapedPath(), Status: resp.StatusCode, Header: resp.Header, Body: body}
+	if err := conform.Check(a); err != nil {
+		t.Error(err)
 	}
 	return resp.StatusCode, string(body), resp.Header
 }

@@ -1,6 +1,7 @@
 package streamer
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"strings"
@@ -22,11 +23,23 @@ func (h *Hub) takeCommand(c *fiber.Ctx) error {
 		return httpapi.Errorf(fiber.StatusForbidden, httpapi.CodeInsufficientScope, "To command a stream, the API key wants the scope read, control or admin.").
 			WithDetail("required", (control.ScopeRead | control.ScopeControl | control.ScopeAdmin).Names())
 	}
+	if err := httpapi.NoParams(c); err != nil {
+		return err
+	}
 	id := strings.Clone(c.Params("id"))
-	body := append([]byte(nil), c.Body()...)
+	body, err := httpapi.PlainBody(c)
+	if err != nil {
+		return err
+	}
+	body = bytes.Clone(body) // it may go to other nodes, and dies with the request
 	o, err := parseOrder(body)
 	if err != nil {
 		return err
+	}
+	if o.op != opSeek && o.op != opSubscribe { // those depend on the stream
+		if _, err := h.command(c.UserContext(), who, Request{}, o, true); err != nil {
+			return err
+		}
 	}
 	s := h.find(id)
 	if s == nil && h.relay != nil && h.mayBeElsewhere(id) {

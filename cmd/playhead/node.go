@@ -20,6 +20,7 @@ import (
 	"github.com/playhead-dev/playhead/internal/deadletters"
 	"github.com/playhead-dev/playhead/internal/httpapi"
 	"github.com/playhead-dev/playhead/internal/kafka"
+	"github.com/playhead-dev/playhead/internal/openapi"
 	"github.com/playhead-dev/playhead/internal/presence"
 	"github.com/playhead-dev/playhead/query"
 	"github.com/playhead-dev/playhead/streamer"
@@ -80,12 +81,7 @@ const stepTimeout = 10 * time.Second
 // startNode starts the configured roles; listen opens their door. On an error everything
 // that had been started is stopped again.
 func startNode(ctx context.Context, cfg Config, logger *slog.Logger) (*node, error) {
-	n := &node{
-		cfg: cfg, logger: logger, failed: make(chan error, 1),
-		health: httpapi.NewHealth(logger), reg: prometheus.NewRegistry(),
-		watermarks: query.NewWatermarks(),
-	}
-	n.reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	n := newNode(cfg, logger)
 	for _, start := range []func(context.Context) error{
 		n.openLog, n.openClickHouse, n.openTapes, n.openHTTP,
 	} {
@@ -94,6 +90,17 @@ func startNode(ctx context.Context, cfg Config, logger *slog.Logger) (*node, err
 		}
 	}
 	return n, nil
+}
+
+// newNode returns a node of which nothing has been started.
+func newNode(cfg Config, logger *slog.Logger) *node {
+	n := &node{
+		cfg: cfg, logger: logger, failed: make(chan error, 1),
+		health: httpapi.NewHealth(logger), reg: prometheus.NewRegistry(),
+		watermarks: query.NewWatermarks(),
+	}
+	n.reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return n
 }
 
 // onStop adds a step of stopping.
@@ -298,6 +305,7 @@ func (n *node) openTapes(ctx context.Context) error {
 func (n *node) openHTTP(context.Context) error {
 	n.app = httpapi.NewApp(n.httpConfig(), n.logger)
 	n.health.Routes(n.app, n.reg)
+	openapi.Route(n.app)
 	n.limiter = httpapi.NewLimiter(n.limits, nil, n.reg)
 	n.app.Use(httpapi.Authenticate(n.control, streamer.TokenRule()), nameWorkspace, n.limiter.Handler)
 	httpapi.KeyRoutes(n.app, n.control)

@@ -20,6 +20,7 @@ import (
 
 	"github.com/playhead-dev/playhead/integration/kafkacluster"
 	"github.com/playhead-dev/playhead/internal/engine"
+	"github.com/playhead-dev/playhead/internal/openapi/conform"
 )
 
 // devKey is long enough to pass for a key and plainly none of anybody's.
@@ -34,7 +35,12 @@ var kept struct {
 }
 
 func TestMain(m *testing.M) {
+	answers := conform.Watch(&http.DefaultTransport)
 	code := m.Run()
+	if err := answers.Err(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		code = 1
+	}
 	if n, err := seed(); code != 0 && err == nil {
 		fmt.Fprintf(os.Stderr, "to repeat the cuts: PLAYHEAD_CLIENTS_SEED=%d\n", n)
 	}

@@ -16,12 +16,15 @@ import (
 // struct. Unknown, repeated and wrongly typed fields are 400 and named in param; names
 // are case sensitive. Strings in into do not alias the request.
 func DecodeJSON(c *fiber.Ctx, into any) error {
-	if enc := c.Get(fiber.HeaderContentEncoding); enc != "" && enc != "identity" {
-		return Errorf(415, CodeUnsupportedMedia, "This path takes no compressed body.").WithParam(fiber.HeaderContentEncoding)
+	body, err := PlainBody(c)
+	if err != nil {
+		return err
 	}
-	// Not c.Body(), which decompresses without bound.
-	err := json.Unmarshal(c.BodyRaw(), into, json.RejectUnknownMembers(true))
-	if err == nil {
+	err = json.Unmarshal(body, into, json.RejectUnknownMembers(true))
+	switch {
+	case err == nil && jsontext.Value(body).Kind() == 'n': // Unmarshal takes it for an object without members
+		return Errorf(400, CodeInvalidJSON, "The body is a JSON null; an object is wanted.")
+	case err == nil:
 		return nil
 	}
 	if semantic, ok := errors.AsType[*json.SemanticError](err); ok {
@@ -43,6 +46,15 @@ func DecodeJSON(c *fiber.Ctx, into any) error {
 		}
 	}
 	return answer
+}
+
+// PlainBody returns the request's body, which dies with the request. One that is
+// compressed is 415: fiber's own Body would decompress it without bound.
+func PlainBody(c *fiber.Ctx) ([]byte, error) {
+	if enc := c.Get(fiber.HeaderContentEncoding); enc != "" && enc != "identity" {
+		return nil, Errorf(415, CodeUnsupportedMedia, "This path takes no compressed body.").WithParam(fiber.HeaderContentEncoding)
+	}
+	return c.BodyRaw(), nil
 }
 
 // fieldName turns a JSON pointer into a.b.0 form.

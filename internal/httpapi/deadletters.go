@@ -20,7 +20,7 @@ import (
 // Paths of dead letters.
 const (
 	pathDeadLetters = pathAdmin + "v1/dead-letters"
-	pathDeadLetter  = pathDeadLetters + "/:id"
+	pathDeadLetter  = pathDeadLetters + "/:id<len(29)>" // as long as the ids are: redrive is none
 	pathRedriveAll  = pathDeadLetters + "/redrive"
 	pathRedriveOne  = pathDeadLetter + "/redrive"
 )
@@ -187,13 +187,18 @@ type letterQuery struct {
 	want  func(*deadletters.Entry) bool
 }
 
+// letterParams are the parameters of a letterQuery.
+func letterParams() []string {
+	return []string{"workspace_id", "partition", "reason", "from", "to", "redriven", "limit", "cursor"}
+}
+
 // parseLetterQuery reads a query.
 func (h deadLetterHandlers) parseLetterQuery(c *fiber.Ctx, usual, most int) (lq letterQuery, err error) {
 	q, err := Query(c)
 	if err != nil {
 		return lq, err
 	}
-	names := []string{"workspace_id", "partition", "reason", "from", "to", "redriven", "limit", "cursor"}
+	names := letterParams()
 	if err := CheckParams(q, func(name string) bool { return slices.Contains(names, name) }); err != nil {
 		return lq, err
 	}
@@ -201,6 +206,9 @@ func (h deadLetterHandlers) parseLetterQuery(c *fiber.Ctx, usual, most int) (lq 
 	for _, name := range names {
 		if given[name], err = One(q, name); err != nil {
 			return lq, err
+		}
+		if given[name] == "" && q.Has(name) && name != "cursor" { // as in other queries
+			return lq, InvalidParameter(name, "Parameter %s is empty; leave it out, or give it a value.", name)
 		}
 	}
 	wants := []func(*deadletters.Entry) bool{h.mine(c)}

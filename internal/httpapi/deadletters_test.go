@@ -1,6 +1,7 @@
 package httpapi_test
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -59,8 +60,14 @@ func (l *testLetters) Letter(context.Context, *deadletters.Entry) (*schema.DeadL
 
 func (l *testLetters) Redrive(_ context.Context, e *deadletters.Entry, c schema.Correction, by string) (*schema.Redrive, bool, error) {
 	l.asked = append(l.asked, c)
-	made := &schema.Redrive{At: e.At, EventID: "evt_1", WorkspaceID: e.Workspace, SessionID: "s", Type: "t", AtMs: 5, By: by}
-	return made, e.Redriven != nil, l.redrive
+	return redriveOf(e, by), e.Redriven != nil, l.redrive
+}
+
+// firstEvent is what a redrive of testLetters makes.
+const firstEvent = "evt_0100000000000020D20DBH7K00"
+
+func redriveOf(e *deadletters.Entry, by string) *schema.Redrive {
+	return &schema.Redrive{At: e.At, EventID: firstEvent, WorkspaceID: cmp.Or(e.Workspace, "ws_a"), SessionID: "s", Type: "t", AtMs: 5, By: by}
 }
 
 type letterAnswer struct {
@@ -112,7 +119,7 @@ func TestDeadLettersAreListedToWhomTheyConcern(t *testing.T) {
 		entry(4, "ws_b", schema.ReasonJSON),
 	}}
 	l.entries[3].TimeMs = -1
-	l.entries[1].Redriven = &schema.Redrive{EventID: "evt_2"}
+	l.entries[1].Redriven = redriveOf(l.entries[1], "key_1")
 	do, operator, tenant, reader := serveLetters(t, l)
 	f := func(query, key string, want ...int64) {
 		t.Helper()
@@ -150,6 +157,7 @@ func TestDeadLettersAreListedToWhomTheyConcern(t *testing.T) {
 		"limit=0": "limit", "limit=1001": "limit", "partition=-1": "partition", "partition=65536": "partition", "reason=bad": "reason",
 		"from=yesterday": "from", "to=-1": "to", "redriven=1": "redriven", "cursor=x": "cursor", "cursor=at_-1": "cursor",
 		"cursor=at_01": "cursor", "workspace_id=a/b": "workspace_id", "limit=1&limit=2": "limit",
+		"limit=": "limit", "workspace_id=": "workspace_id", "redriven=": "redriven",
 	} {
 		do("GET", "/admin/v1/dead-letters?"+query, "", operator).want(t, 400, "invalid_parameter", param)
 	}
@@ -200,7 +208,7 @@ func TestRedrives(t *testing.T) {
 		SessionID string `json:"session_id"`
 		Duplicate bool   `json:"duplicate"`
 	}
-	if got := read[redriven](t, do("POST", path(0), "", operator), 200); got.EventID != "evt_1" || got.Duplicate || got.SessionID != "s" {
+	if got := read[redriven](t, do("POST", path(0), "", operator), 200); got.EventID != firstEvent || got.Duplicate || got.SessionID != "s" {
 		t.Errorf("redriven: %+v", got)
 	}
 	body := `{"workspace_id":"ws_b","session_id":"s2","type":"t2","content_type":"text/plain","leave_out":["ce_time"]}`
@@ -218,7 +226,7 @@ func TestRedrives(t *testing.T) {
 		`{"session_id":"a/b"}`: {"invalid_field", "session_id"}, `{"workspace_id":" "}`: {"invalid_field", "workspace_id"},
 		`{"type":"1"}`: {"invalid_field", "type"}, `{"type":"error"}`: {"reserved_type", "type"}, `{"content_type":"json"}`: {"invalid_field", "content_type"},
 		`{"leave_out":["ce_type"]}`: {"invalid_field", "leave_out"}, `{"leave_out":[` + strings.Repeat(`"ce_time",`, 16) + `"ce_time"]}`: {"invalid_field", "leave_out"},
-		`{"x":1}`: {"unknown_field", "x"}, `{`: {"invalid_json", ""},
+		`{"x":1}`: {"unknown_field", "x"}, `{`: {"invalid_json", ""}, `null`: {"invalid_json", ""},
 	} {
 		do("POST", path(0), body, operator).want(t, 400, c[0], c[1])
 	}
@@ -243,7 +251,7 @@ func TestRedrivesOfManyGoOnAtTheirCursor(t *testing.T) {
 	for i := range int64(5) {
 		l.entries = append(l.entries, entry(i, "ws_a", schema.ReasonPartition))
 	}
-	l.entries[1].Redriven = &schema.Redrive{}
+	l.entries[1].Redriven = redriveOf(l.entries[1], "key_1")
 	do, operator, tenant, _ := serveLetters(t, l)
 	type answer struct {
 		Data []struct {
@@ -275,6 +283,7 @@ func TestRedrivesOfManyGoOnAtTheirCursor(t *testing.T) {
 	if !slices.Equal(ids, want) {
 		t.Errorf("redriven: %v, want %v", ids, want)
 	}
+	do("GET", "/admin/v1/dead-letters/redrive", "", operator).want(t, 405, "method_not_allowed", "")
 	if got := read[answer](t, do("POST", "/admin/v1/dead-letters/redrive", "", tenant), 200); len(got.Data) != 0 {
 		t.Errorf("another workspace's: %+v", got)
 	}

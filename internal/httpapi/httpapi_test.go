@@ -20,6 +20,7 @@ import (
 
 	"github.com/playhead-dev/playhead/internal/control"
 	"github.com/playhead-dev/playhead/internal/httpapi"
+	"github.com/playhead-dev/playhead/internal/openapi/conform"
 )
 
 // logBuffer is a log that tests may read while it is written.
@@ -106,6 +107,12 @@ func (s server) do(t *testing.T, method, path, body string, header ...string) an
 		}
 		if a.Error.RequestID == "" || a.Error.RequestID != a.header.Get("X-Request-Id") || a.Error.Details == nil || a.Error.Message == "" {
 			t.Errorf("%s %s = %s, want request_id %q, details and a message", method, path, a.body, a.header.Get("X-Request-Id"))
+		}
+	}
+	at := conform.Answer{Method: method, Path: req.URL.EscapedPath(), Status: a.status, Header: a.header, Body: a.body}
+	if ours := a.status >= 400 || len(a.body) > 2; ours && conform.Knows(method, at.Path) { // others are the test's own
+		if err := conform.Check(at); err != nil {
+			t.Error(err)
 		}
 	}
 	return a

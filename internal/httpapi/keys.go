@@ -77,6 +77,9 @@ func (r keyRequest) spec(p control.Principal) (control.KeySpec, error) {
 
 func (h keyHandlers) create(c *fiber.Ctx) error {
 	p := From(c)
+	if err := NoParams(c); err != nil {
+		return err
+	}
 	var body keyRequest
 	if err := DecodeJSON(c, &body); err != nil {
 		return err
@@ -154,6 +157,9 @@ func (h keyHandlers) list(c *fiber.Ctx) error {
 
 func (h keyHandlers) revoke(c *fiber.Ctx) error {
 	p := From(c)
+	if err := NoParams(c); err != nil {
+		return err
+	}
 	id := strings.Clone(c.Params("id"))
 	key, ok := h.keys.Key(p.Workspace, id)
 	if !ok || !p.Scopes.Has(control.ScopeAdmin) && key.ID != p.KeyID && key.CreatedBy != p.KeyID {

@@ -144,6 +144,9 @@ func change[T any](field, value *T) {
 
 func (h limitHandlers) change(c *fiber.Ctx) error {
 	who := From(c)
+	if err := NoParams(c); err != nil {
+		return err
+	}
 	var patch limitsPatch
 	if err := DecodeJSON(c, &patch); err != nil {
 		return err
