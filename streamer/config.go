@@ -30,6 +30,11 @@ type Config struct {
 	// says. Default 15s, from 1s to 5m.
 	KeepAlive time.Duration `yaml:"keep_alive"`
 
+	// MessageTimeout is how long a message that a client sends on a WebSocket may take to
+	// arrive, all its fragments included; one that takes longer ends the stream (1008). Default
+	// 1m, from 1s to 10m. Until then it takes up to 2 MiB of memory.
+	MessageTimeout time.Duration `yaml:"message_timeout"`
+
 	// MaxReplays bounds the replays that run at once; further ones wait their turn, and
 	// one that waits for its client gives up its turn. Default 64, from 1 to 10,000. Each
 	// holds up to twice ReplayBytes, and 1 MiB a Kafka partition while Kafka stands in for
@@ -60,8 +65,10 @@ func DefaultConfig() Config {
 		WriteTimeout: 30 * time.Second,
 		KeepAlive:    15 * time.Second,
 		MaxReplays:   64,
-		ReplayBytes:  4 << 20,
-		MaxOpenings:  16,
+
+		MessageTimeout: time.Minute,
+		ReplayBytes:    4 << 20,
+		MaxOpenings:    16,
 	}
 }
 
@@ -73,6 +80,7 @@ func (c Config) Validate() error {
 		settings.InRange("workers", c.Workers, 0, 256),
 		settings.InRange("write_timeout", c.WriteTimeout, time.Second, 10*time.Minute),
 		settings.InRange("keep_alive", c.KeepAlive, time.Second, 5*time.Minute),
+		settings.InRange("message_timeout", c.MessageTimeout, time.Second, 10*time.Minute),
 		settings.InRange("max_replays", c.MaxReplays, 1, 10_000),
 		settings.InRange("replay_reads", c.ReplayReads, 0, 1000),
 		settings.InRange("max_openings", c.MaxOpenings, 1, 10_000),

@@ -25,6 +25,7 @@ const (
 	closeNormal       = 1000
 	closeProtocol     = 1002
 	closeBadUTF8      = 1007
+	closeLate         = 1008 // a message took too long
 	closeTooBig       = 1009
 	closeInternal     = 1011 // a mistake of ours: come back
 	closeSessionEnded = 4000 // the session has ended: there is nothing to come back for

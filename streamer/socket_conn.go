@@ -96,7 +96,8 @@ type socketReader struct {
 	binaryEvents binaryEvents
 	binaries     int64 // binary messages received
 
-	mu    sync.Mutex    // guards ended and the read deadline
+	mu    sync.Mutex    // guards ended, late and the read deadline
+	late  time.Time     // when the message that is arriving has taken too long; zero: none is
 	ended bool          // the close frame is written: nothing is read from now on but the client's leave
 	told  chan struct{} // closed when ended is set
 }
@@ -140,9 +141,22 @@ func (c *socketReader) mute() {
 func (c *socketReader) alive() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !c.ended {
-		_ = c.nc.SetReadDeadline(time.Now().Add(c.patience))
+	if c.ended {
+		return
 	}
+	deadline := time.Now().Add(c.patience)
+	if !c.late.IsZero() && c.late.Before(deadline) {
+		deadline = c.late
+	}
+	_ = c.nc.SetReadDeadline(deadline)
+}
+
+// arriving says that a message is arriving that must be there by late; zero: no longer.
+func (c *socketReader) arriving(late time.Time) {
+	c.mu.Lock()
+	c.late = late
+	c.mu.Unlock()
+	c.alive()
 }
 
 // finish is called once the close frame is written.
@@ -210,11 +224,16 @@ func (c *socketReader) message() (kind int, message []byte, err error) {
 	if err != nil {
 		return 0, nil, err
 	}
+	late := time.Now().Add(c.hub.cfg.MessageTimeout)
+	c.arriving(late)
+	defer c.arriving(time.Time{})
 	message = make([]byte, 0, 512)
 	for {
 		n, err := r.Read(message[len(message):cap(message)])
 		message = message[:len(message)+n]
 		switch {
+		case !errors.Is(err, io.EOF) && !time.Now().Before(late):
+			return 0, nil, &closeError{code: closeLate, reason: "a message may take " + c.hub.cfg.MessageTimeout.String()}
 		case len(message) > maxMessageBytes:
 			return 0, nil, &closeError{code: closeTooBig, reason: "a message has at most 2 MiB"}
 		case errors.Is(err, io.EOF):

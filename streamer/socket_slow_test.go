@@ -7,6 +7,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -239,5 +240,76 @@ func (e *env) talkAtRandom(c *client, rng *rand.Rand) {
 			`{"op":"subscribe","type":"b","notices":1,"binary":1}`, `{"op":"speed","speed":100}`, `{"op":"speed","speed":null}`,
 			`{"op":"seek","from_t_ms":100}`, `{"op":"subscribe"}`, `{"op":"nonsense"}`,
 		}[rng.IntN(10)]))
+	}
+}
+
+// A message has to arrive in time, however much else the client says: what has come of it
+// takes memory.
+func TestMessagesThatTakeTooLongEndTheStream(t *testing.T) {
+	checkGoroutines(t)
+	cfg := testConfig()
+	cfg.MessageTimeout = time.Second
+	e := startEnv(t, cfg, 1)
+	e.produce(newEvent("s", "first", ""))
+	e.serveSockets()
+	whole := text(`{"op":"pause"}`)
+	pong := appendClientFrame(nil, rawFrame{true, opcodePong, nil})
+	for _, test := range []struct {
+		name         string
+		first, again []byte
+	}{
+		{"a frame comes a byte at a time", whole[:len(whole)-9], nil},
+		{"a fragment does not come, signs of life do", appendClientFrame(nil, rawFrame{false, opcodeText, []byte(`{"op":`)}), pong},
+		{"fragments without end", appendClientFrame(nil, rawFrame{false, opcodeText, []byte(`{"op":"`)}), appendClientFrame(nil, rawFrame{false, 0, []byte("x")})},
+	} {
+		c := e.rawSocket(socketPath, "talker")
+		c.write(test.first)
+		ended := make(chan struct{})
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			for {
+				select {
+				case <-ended:
+					return
+				case <-time.After(20 * time.Millisecond): // as slow as the client is
+				}
+				if _, err := c.nc.Write(test.again); err != nil {
+					return
+				}
+			}
+		})
+		for {
+			f, err := readFrame(c.br)
+			if err != nil {
+				t.Errorf("%s: the socket ends with %v", test.name, err)
+				break
+			}
+			if f.opcode == opcodeClose {
+				if code := int(f.payload[0])<<8 | int(f.payload[1]); code != closeLate {
+					t.Errorf("%s: closed with %d, want %d", test.name, code, closeLate)
+				}
+				break
+			}
+		}
+		close(ended)
+		wg.Wait()
+		c.close()
+	}
+}
+
+// A message that comes in as many pieces, in time, is one.
+func TestMessagesMayComeInPieces(t *testing.T) {
+	checkGoroutines(t)
+	e := startEnv(t, testConfig(), 1)
+	e.produce(newEvent("s", "first", ""))
+	e.serveSockets()
+	whole := text(`{"op":"pause"}`)
+	c := e.rawSocket(socketPath, "talker")
+	defer c.close()
+	for _, b := range whole {
+		c.write([]byte{b})
+	}
+	if m, err := c.nextMessage(); err != nil || m.Ack == nil {
+		t.Errorf("a command in pieces is answered %+v, %v", m, err)
 	}
 }

@@ -333,6 +333,7 @@ func (n *node) httpConfig() httpapi.Config {
 	cfg := n.cfg.HTTP
 	cfg.Registerer = n.reg
 	cfg.Stopping = n.stopping.Load
+	cfg.Keys = n.control
 	return cfg
 }
 

@@ -23,13 +23,13 @@ import (
 // KeepHijackedConns is set on the server: whoever hijacks a connection closes it.
 // Strings that fiber hands out die with the handler; copy what is kept.
 func NewApp(cfg Config, log *slog.Logger) *fiber.App {
-	e := &edge{cfg: cfg, log: log, metrics: newMetrics(cfg.Registerer), cors: newCORS(cfg.CORS)}
+	e := &edge{cfg: cfg, log: log, metrics: newMetrics(cfg.Registerer), cors: newCORS(cfg.CORS), arrivals: newArrivals(cfg)}
 	app := fiber.New(fiber.Config{
 		CaseSensitive:                true,
 		UnescapePath:                 true,
 		BodyLimit:                    cfg.BodyLimit,
 		ReadBufferSize:               cfg.HeaderLimit,
-		ReadTimeout:                  cfg.ReadTimeout,
+		ReadTimeout:                  cfg.HeaderTimeout, // headReceived sets that of the body
 		WriteTimeout:                 cfg.WriteTimeout,
 		IdleTimeout:                  cfg.IdleTimeout,
 		Concurrency:                  cfg.MaxConnections,
@@ -39,7 +39,9 @@ func NewApp(cfg Config, log *slog.Logger) *fiber.App {
 	})
 	server := app.Server()
 	server.KeepHijackedConns = true
-	server.Handler = e.onlyKnownMethods(app, server.Handler)
+	server.HeaderReceived = e.arrivals.headReceived
+	server.Handler = e.receive(app, onlyKnownMethods(server.Handler))
+	server.ErrorHandler = e.broken(app, server.ErrorHandler)
 	app.Use(e.wrap)
 	return app
 }
@@ -50,6 +52,46 @@ type edge struct {
 	log     *slog.Logger
 	metrics *metrics
 	cors    *cors
+
+	arrivals *arrivals
+}
+
+// receive is called when a request has arrived whole.
+func (e *edge) receive(app *fiber.App, next fasthttp.RequestHandler) fasthttp.RequestHandler {
+	return func(rctx *fasthttp.RequestCtx) {
+		done, _ := e.arrivals.arrived(&rctx.Request.Header)
+		defer done()
+		if err := checkHead(&rctx.Request.Header); err != nil {
+			rctx.SetConnectionClose()
+			e.answer(app, rctx, err)
+			return
+		}
+		next(rctx)
+	}
+}
+
+// broken is called when a request did not arrive whole.
+func (e *edge) broken(app *fiber.App, next func(*fasthttp.RequestCtx, error)) func(*fasthttp.RequestCtx, error) {
+	return func(rctx *fasthttp.RequestCtx, err error) {
+		done, refusal := e.arrivals.arrived(&rctx.Request.Header)
+		defer done()
+		tooLarge := errors.Is(err, fasthttp.ErrBodyTooLarge)
+		if refusal != nil && tooLarge {
+			e.answer(app, rctx, refusal)
+		} else {
+			next(rctx, err)
+		}
+		if tooLarge || errors.As(err, new(*fasthttp.ErrSmallBuffer)) {
+			e.linger(rctx)
+		}
+	}
+}
+
+// answer answers with an error, before fiber has seen the request.
+func (e *edge) answer(app *fiber.App, rctx *fasthttp.RequestCtx, err *Error) {
+	c := app.AcquireCtx(rctx)
+	defer app.ReleaseCtx(c)
+	_ = e.handleError(c, err)
 }
 
 // wrap is the first handler of every request.
@@ -86,22 +128,19 @@ func isOperations(path string) bool {
 	return path == PathHealth || path == PathReady || path == PathMetrics
 }
 
-// onlyKnownMethods answers methods that fiber does not know, which it would otherwise
-// answer in plain text before any handler runs.
-func (e *edge) onlyKnownMethods(app *fiber.App, next fasthttp.RequestHandler) fasthttp.RequestHandler {
+// onlyKnownMethods has methods that fiber does not know answered as TRACE is, which no path
+// takes: 405 with the methods that the path does take. Fiber would answer in plain text
+// before any handler runs.
+func onlyKnownMethods(next fasthttp.RequestHandler) fasthttp.RequestHandler {
 	known := make(map[string]bool, len(fiber.DefaultMethods))
 	for _, m := range fiber.DefaultMethods {
 		known[m] = true
 	}
 	return func(rctx *fasthttp.RequestCtx) {
-		if known[string(rctx.Method())] {
-			next(rctx)
-			return
+		if !known[string(rctx.Method())] {
+			rctx.Request.Header.SetMethod(fiber.MethodTrace)
 		}
-		rctx.Request.Header.SetMethod(fiber.MethodGet)
-		c := app.AcquireCtx(rctx)
-		defer app.ReleaseCtx(c)
-		_ = e.handleError(c, fiber.ErrMethodNotAllowed)
+		next(rctx)
 	}
 }
 

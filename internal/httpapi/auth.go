@@ -60,13 +60,8 @@ func Authenticate(keys Authenticator, rule ...func(path string) TokenRule) fiber
 			return tokenNotAllowed("Only a browser key may be in this URL.")
 		}
 		p, err := keys.Authenticate(key)
-		switch {
-		case errors.Is(err, control.ErrExpiredKey):
-			return Errorf(401, CodeExpiredKey, "The API key has expired.")
-		case errors.Is(err, control.ErrUnknownKey):
-			return Errorf(401, CodeInvalidKey, "The API key is not known, or was revoked.")
-		case err != nil:
-			return err
+		if err != nil {
+			return keyRefusal(err)
 		}
 		if wantBrowserKey && !p.Browser {
 			return tokenNotAllowed("Only a browser key may be in this URL.")
@@ -74,6 +69,22 @@ func Authenticate(keys Authenticator, rule ...func(path string) TokenRule) fiber
 		c.Locals(principalKey{}, p)
 		return c.Next()
 	}
+}
+
+// keyRefusal is the answer to a key that an Authenticator refused.
+func keyRefusal(err error) error {
+	switch {
+	case errors.Is(err, control.ErrExpiredKey):
+		return Errorf(401, CodeExpiredKey, "The API key has expired.")
+	case errors.Is(err, control.ErrUnknownKey):
+		return Errorf(401, CodeInvalidKey, "The API key is not known, or was revoked.")
+	default:
+		return err
+	}
+}
+
+func missingKey() *Error {
+	return Errorf(401, CodeMissingKey, "Send an API key as Authorization: Bearer <key>.")
 }
 
 func tokenNotAllowed(why string) *Error {

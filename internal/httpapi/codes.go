@@ -33,6 +33,7 @@ const (
 	CodeInternal           = "internal_error"
 	CodeShuttingDown       = "shutting_down"
 	CodeNotReady           = "not_ready"
+	CodeOverloaded         = "overloaded"
 	CodeLogUnavailable     = "log_unavailable"
 	CodeHistoryUnavailable = "history_unavailable"
 )
@@ -89,7 +90,7 @@ func Codes() []CodeDoc {
 		{CodeHeadersTooLarge, 431, "request line and headers are larger than allowed"},
 		{CodeInternal, 500, "a mistake of ours; the request id finds it in our logs"},
 		{"export_unsupported", 501, "this node speaks no HTTP to ClickHouse, which exports need"},
-		{"overloaded", 503, "as much work is under way as this node takes; see Retry-After"},
+		{CodeOverloaded, 503, "as much work is under way as this node takes; see Retry-After"},
 		{CodeLogUnavailable, 503, "the log did not take or give the events in time; nothing is known to be lost; retry with the same message ids"},
 		{CodeHistoryUnavailable, 503, "history cannot be read now; see Retry-After"},
 		{CodeNotReady, 503, "a part is not ready; details.checks says which"},

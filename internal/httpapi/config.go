@@ -15,12 +15,15 @@ const (
 	DefaultListen          = "127.0.0.1:8080"
 	DefaultBodyLimit       = 16 << 20
 	DefaultHeaderLimit     = 16 << 10
+	DefaultMaxBodyBytes    = 1 << 30
+	DefaultHeaderTimeout   = 15 * time.Second
 	DefaultReadTimeout     = 60 * time.Second
 	DefaultWriteTimeout    = 60 * time.Second
 	DefaultIdleTimeout     = 120 * time.Second
 	DefaultMaxConnections  = 256 << 10
 	minBodyLimit           = 64 << 10
 	maxBodyLimit           = 1 << 30
+	maxMaxBodyBytes        = 1 << 40
 	minHeaderLimit         = 8 << 10
 	maxHeaderLimit         = 1 << 20
 	maxAcceptRate          = 1_000_000
@@ -33,16 +36,27 @@ type Config struct {
 	// takes a free one. Any address but loopback wants TLS in front.
 	Listen string `yaml:"listen"`
 	// BodyLimit is the largest request body as sent, in bytes; above it the answer is
-	// 413. Default 16 MiB, 64 KiB to 1 GiB. A body is read whole before its handler runs:
-	// worst case memory is this times the connections that send at once.
+	// 413. Default 16 MiB, 64 KiB to 1 GiB. A body is read whole before its handler runs.
+	// More than 64 KiB is read only with a key that has the scope ingest.
 	BodyLimit int `yaml:"body_limit"`
+	// MaxBodyBytes is how much the bodies beyond 64 KiB that are being read or handled may
+	// have together, in bytes, as announced: one without a Content-Length counts as BodyLimit
+	// until it has come. Above it the answer is 503 overloaded. Default 1 GiB, BodyLimit to
+	// 1 TiB. It is the worst case of memory for them; smaller ones take 64 KiB for each
+	// connection that sends one.
+	MaxBodyBytes int `yaml:"max_body_bytes"`
 	// HeaderLimit is the size of the read buffer, which request line and headers must
 	// fit into, in bytes; above it the answer is 431. Default 16 KiB, 8 KiB to 1 MiB.
 	// Costs as much for each connection while it sends a request.
 	HeaderLimit int `yaml:"header_limit"`
-	// ReadTimeout is how long a whole request may take to arrive. Default 60 s, 1 s to
-	// 1 h. Short ones cut off large bodies on slow links, long ones let idle senders
-	// hold connections.
+	// HeaderTimeout is how long request line and headers may take to arrive: from their first
+	// byte on, of the first request from when the connection was let in. Default 15 s, 1 s to 1 h.
+	// Short ones cut off clients on bad links, long ones let who says nothing, or a byte now
+	// and then, hold connections. WebSocket handshakes are requests like any other.
+	HeaderTimeout time.Duration `yaml:"header_timeout"`
+	// ReadTimeout is how long the body of a request may take to arrive, once its headers have.
+	// Default 60 s, 1 s to 1 h. Short ones cut off large bodies on slow links, long ones let
+	// idle senders hold connections, and memory (MaxBodyBytes).
 	ReadTimeout time.Duration `yaml:"read_timeout"`
 	// WriteTimeout is how long a whole answer may take to be sent, counted from the end
 	// of its handler. Default 60 s, 1 s to 1 h. Streams hijack their connection and set
@@ -65,6 +79,8 @@ type Config struct {
 	// BaseContext is the context every request's UserContext is, so that blocking
 	// handlers end with the process. Nil: context.Background.
 	BaseContext context.Context `yaml:"-"`
+	// Keys tells whose large bodies are read. Nil: everybody's.
+	Keys Authenticator `yaml:"-"`
 	// Stopping, if set and true, answers everything but health and metrics with 503.
 	Stopping func() bool `yaml:"-"`
 	// Registerer takes the metrics of the edge. Nil: not registered anywhere.
@@ -76,7 +92,9 @@ func DefaultConfig() Config {
 	return Config{
 		Listen:         DefaultListen,
 		BodyLimit:      DefaultBodyLimit,
+		MaxBodyBytes:   DefaultMaxBodyBytes,
 		HeaderLimit:    DefaultHeaderLimit,
+		HeaderTimeout:  DefaultHeaderTimeout,
 		ReadTimeout:    DefaultReadTimeout,
 		WriteTimeout:   DefaultWriteTimeout,
 		IdleTimeout:    DefaultIdleTimeout,
@@ -90,7 +108,9 @@ func (c Config) Validate() error {
 	return errors.Join(
 		settings.Want(c.Listen != "", "listen", `""`, "host:port"),
 		settings.Want(c.BodyLimit >= minBodyLimit && c.BodyLimit <= maxBodyLimit, "body_limit", c.BodyLimit, "65536 to 1073741824 bytes"),
+		settings.Want(c.MaxBodyBytes >= c.BodyLimit && c.MaxBodyBytes <= maxMaxBodyBytes, "max_body_bytes", c.MaxBodyBytes, "body_limit to 1099511627776 bytes"),
 		settings.Want(c.HeaderLimit >= minHeaderLimit && c.HeaderLimit <= maxHeaderLimit, "header_limit", c.HeaderLimit, "8192 to 1048576 bytes"),
+		settings.InRange("header_timeout", c.HeaderTimeout, minTimeout, maxTimeout),
 		settings.InRange("read_timeout", c.ReadTimeout, minTimeout, maxTimeout),
 		settings.InRange("write_timeout", c.WriteTimeout, minTimeout, maxTimeout),
 		settings.InRange("idle_timeout", c.IdleTimeout, minTimeout, maxTimeout),

@@ -60,7 +60,7 @@ func requestKey(c *fiber.Ctx, token string) (string, error) {
 	case differ != nil:
 		return "", differ
 	case key == "":
-		return "", Errorf(401, CodeMissingKey, "Send an API key as Authorization: Bearer <key>.")
+		return "", missingKey()
 	default:
 		return key, nil
 	}

@@ -170,7 +170,14 @@ func TestEveryErrorComesInTheEnvelope(t *testing.T) {
 	if !strings.Contains(a.header.Get("Allow"), "GET") {
 		t.Errorf("Allow = %q, want GET in it", a.header.Get("Allow"))
 	}
-	s.do(t, "BREW", "/ok", "").want(t, 405, "method_not_allowed", "")
+	for _, method := range []string{"BREW", "QUERY", "TRACE"} { // the first two are none of fiber's
+		a := s.do(t, method, "/ok", "")
+		a.want(t, 405, "method_not_allowed", "")
+		if a.header.Get("Allow") != "GET, HEAD" {
+			t.Errorf("%s: Allow = %q, want GET, HEAD", method, a.header.Get("Allow"))
+		}
+		s.do(t, method, "/nothing", "").want(t, 404, "not_found", "")
+	}
 	s.do(t, "POST", "/body", strings.Repeat("x", 65<<10)).want(t, 413, "body_too_large", "")
 	s.do(t, "GET", "/ok", "", "X-Long", strings.Repeat("x", 32<<10)).want(t, 431, "headers_too_large", "")
 	s.do(t, "GET", "/panic", "").want(t, 500, "internal_error", "")

@@ -50,15 +50,27 @@ type keyHandlers struct {
 type keyRequest struct {
 	Name       string   `json:"name"`
 	Scopes     []string `json:"scopes"`
-	SessionID  string   `json:"session_id"`
-	WorkflowID string   `json:"workflow_id"`
+	SessionID  *string  `json:"session_id"`
+	WorkflowID *string  `json:"workflow_id"`
 	ExpiresIn  *int64   `json:"expires_in"` // seconds
 }
 
 func (r keyRequest) spec(p control.Principal) (control.KeySpec, error) {
 	spec := control.KeySpec{
 		Workspace: p.Workspace, CreatedBy: p.KeyID,
-		Name: r.Name, Session: r.SessionID, Workflow: r.WorkflowID,
+		Name: r.Name,
+	}
+	for _, binding := range []struct {
+		field string
+		given *string
+		into  *string
+	}{{"session_id", r.SessionID, &spec.Session}, {"workflow_id", r.WorkflowID, &spec.Workflow}} {
+		if binding.given == nil {
+			continue
+		}
+		if *binding.into = *binding.given; *binding.into == "" { // no binding at all, where one was meant
+			return spec, InvalidField(binding.field, "Field %q is empty; leave it out, or name what the key is bound to.", binding.field)
+		}
 	}
 	scopes, err := control.ParseScopes(r.Scopes)
 	if err != nil {

@@ -16,7 +16,7 @@ import (
 )
 
 // openStore opens a store on an embedded broker of its own, with one workspace.
-func openStore(t *testing.T) *control.Store {
+func openStore(t testing.TB) *control.Store {
 	t.Helper()
 	broker, err := kafka.StartEmbedded(t.TempDir(), "127.0.0.1:0", 1, slog.New(slog.DiscardHandler))
 	if err != nil {
@@ -43,7 +43,7 @@ func openStore(t *testing.T) *control.Store {
 	return store
 }
 
-func makeKey(t *testing.T, s *control.Store, spec control.KeySpec) (id, text string) {
+func makeKey(t testing.TB, s *control.Store, spec control.KeySpec) (id, text string) {
 	t.Helper()
 	if spec.Workspace == "" {
 		spec.Workspace = "ws_a"
@@ -133,6 +133,8 @@ func TestKeys(t *testing.T) {
 		f(admin, `{"scopes":["read",1]}`, 400, "invalid_field", "scopes.1")
 		f(admin, `{}`, 400, "invalid_field", "scopes")
 		f(admin, `{"scopes":["read"],"session_id":"no spaces"}`, 400, "invalid_field", "session_id")
+		f(admin, `{"scopes":["read"],"session_id":""}`, 400, "invalid_field", "session_id")
+		f(admin, `{"scopes":["read"],"workflow_id":""}`, 400, "invalid_field", "workflow_id")
 		f(admin, `{"scopes":["admin"],"session_id":"s"}`, 400, "invalid_field", "scopes")
 		f(admin, `{"scopes":["read"],"expires_in":0}`, 400, "invalid_field", "expires_in")
 		f(admin, `{"scopes":["read"],"expires_in":9223372036854775807}`, 400, "invalid_field", "expires_in")
