@@ -1,6 +1,7 @@
 package presence
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -91,6 +92,26 @@ func TestDecodeRefusesWhatIsNoRecord(t *testing.T) {
 	if _, err := decode([]byte(`{"v":1,"node":"n","seq":1,"new":{}}`)); err != nil {
 		t.Errorf("a field of a later program: %v", err)
 	}
+}
+
+// Whatever lies in the topic of counts, it is handed on whole or not at all.
+func FuzzDeliver(f *testing.F) {
+	for _, s := range []string{
+		`{"v":1,"node":"other","post":{"op":"pause"}}`, `{"v":1,"node":"self","post":1}`, `{"v":1,"node":"other","post":null}`, `{"v":2,"node":"other","post":1}`,
+		`{"v":1,"node":"a/b","post":1}`, `{"v":1,"node":"other"}`, `{"v":1,"node":"other","post":"\ud800"}`, `[]`, "\xff", `{"v":1,"node":"other","post":1}x`,
+	} {
+		f.Add([]byte(s), false)
+		f.Add([]byte(s), true)
+	}
+	f.Fuzz(func(t *testing.T, value []byte, old bool) {
+		c := new(Counter)
+		c.publish = publisher{node: "self"}
+		var got []byte
+		c.Receive(func(message []byte) { got = message })
+		if took := c.deliver(value, old); got != nil && (!took || old || !json.Valid(got)) {
+			t.Errorf("%q, old: %t, is taken: %t, and hands on %q", value, old, took, got)
+		}
+	})
 }
 
 func FuzzDecode(f *testing.F) {
