@@ -61,7 +61,7 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// realKafka is the cluster of all servers, one after the other, if the suite runs on one.
+// realKafka is the cluster of the shared server, if the suite runs on one.
 var realKafka kafkacluster.Shared
 
 // keptDir returns a directory that lasts as long as the test binary.
@@ -112,11 +112,14 @@ func newServer(dir string, env ...string) (*server, error) {
 func ownServer(t *testing.T, env ...string) *server {
 	t.Helper()
 	needEngine(t)
-	if kafkacluster.Asked(t) { // of which there is one, for one server at a time
-		if err := endShared(); err != nil {
-			t.Fatal(err)
-		}
-		env = append(env, "PLAYHEAD_KAFKA_BROKERS="+strings.Join(realKafka.Wiped(t).Brokers(), ","))
+	if kafkacluster.Asked(t) { // one of its own too: the shared server is in use meanwhile
+		var own kafkacluster.Shared
+		t.Cleanup(func() {
+			if err := own.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+		env = append(env, "PLAYHEAD_KAFKA_BROKERS="+strings.Join(own.Wiped(t).Brokers(), ","))
 	}
 	s, err := newServer(t.TempDir(), env...)
 	if err != nil {
@@ -175,7 +178,7 @@ func sharedServer(t *testing.T) *server {
 // starting is held while the shared server is started or ended; taken before kept.
 var starting sync.Mutex
 
-// endShared ends the shared server, if it runs. The next test that wants it starts another.
+// endShared ends the shared server, if it runs, after all tests.
 func endShared() error {
 	starting.Lock()
 	defer starting.Unlock()
