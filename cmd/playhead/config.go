@@ -1,12 +1,14 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
 	"log/slog"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -106,9 +108,31 @@ func (c *Config) readFile(path string) error {
 		return fmt.Errorf("read configuration: %w", err)
 	}
 	if err := yaml.UnmarshalWithOptions(b, c, yaml.Strict()); err != nil {
-		return fmt.Errorf("configuration %s: %w", path, err)
+		return fmt.Errorf("configuration %s: %s", path, describeYAML(err, b))
 	}
 	return nil
+}
+
+// yamlKey is a line's key.
+var yamlKey = regexp.MustCompile(`^[ \t]*([a-z_]+):`)
+
+// describeYAML says what is wrong with text, where, and at which key. The package's own
+// errors quote the lines around the place as well, which may hold a key or a password.
+func describeYAML(err error, text []byte) string {
+	said := yaml.FormatError(err, false, false)
+	at, ok := errors.AsType[yaml.Error](err)
+	if !ok || at.GetToken() == nil {
+		return said
+	}
+	lines := bytes.Split(text, []byte("\n"))
+	n := at.GetToken().Position.Line
+	if n < 1 || n > len(lines) {
+		return said
+	}
+	if key := yamlKey.FindSubmatch(lines[n-1]); key != nil {
+		said += " at " + string(key[1])
+	}
+	return said
 }
 
 // logger returns the logger the settings ask for.
@@ -126,13 +150,21 @@ type setting struct {
 	into            *string
 }
 
+// stringVar is flags.StringVar for what comes from the environment: usage does not print its
+// value, which the flag package would call the default. It may hold a key or a password.
+func stringVar(flags *flag.FlagSet, into *string, name, value, help string) {
+	flags.StringVar(into, name, value, help)
+	flags.Lookup(name).DefValue = ""
+}
+
 // parseSettings reads flags and environment. What was given nowhere keeps its value.
 func parseSettings(name string, args []string, env func(string) string, stderr io.Writer, settings []setting) error {
 	flags := flag.NewFlagSet("playhead "+name, flag.ContinueOnError)
 	flags.SetOutput(stderr)
 	for _, s := range settings {
 		if v := env(s.env); v != "" {
-			*s.into = v
+			stringVar(flags, s.into, s.flag, v, s.help+" ("+s.env+")")
+			continue
 		}
 		flags.StringVar(s.into, s.flag, *s.into, s.help+" ("+s.env+")")
 	}

@@ -278,12 +278,17 @@ func (s *devState) save(path string) error {
 	if err != nil {
 		return fmt.Errorf("save %s: %w", path, err)
 	}
-	temp := path + ".new"
-	if err := os.WriteFile(temp, append(b, '\n'), 0o600); err != nil {
+	// A file of its own, which nobody else can have opened or made a link: mode 0600.
+	temp, err := os.CreateTemp(filepath.Dir(path), devStateFile+".new-*")
+	if err != nil {
 		return fmt.Errorf("save the state of this start: %w", err)
 	}
-	if err := os.Rename(temp, path); err != nil {
-		return fmt.Errorf("save the state of this start: %w", err)
+	_, err = temp.Write(append(b, '\n'))
+	if err = errors.Join(err, temp.Close()); err == nil {
+		err = os.Rename(temp.Name(), path)
+	}
+	if err != nil {
+		return fmt.Errorf("save the state of this start: %w", errors.Join(err, os.Remove(temp.Name())))
 	}
 	return nil
 }

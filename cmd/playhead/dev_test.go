@@ -76,3 +76,38 @@ func TestLostStateFileAdoptsTheWorkspace(t *testing.T) {
 		t.Errorf("without one: %s, want ws_new", got)
 	}
 }
+
+// The file with the key is for its owner alone, whatever was in its place before.
+func TestStateFileIsForItsOwnerAlone(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, devStateFile)
+	for _, name := range []string{path, path + ".new"} {
+		if err := os.WriteFile(name, []byte("{}"), 0o666); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := loadDevState(path, secretText); err != nil {
+		t.Fatal(err)
+	}
+	b, err := os.ReadFile(path)
+	if err != nil || !strings.Contains(string(b), secretText) {
+		t.Fatalf("%s holds %s (%v), want the key", path, b, err)
+	}
+	files, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range files {
+		b, err := os.ReadFile(filepath.Join(dir, f.Name()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		info, err := f.Info()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.Contains(string(b), secretText) && info.Mode().Perm() != 0o600 {
+			t.Errorf("%s holds the key and has mode %v, want 0600", f.Name(), info.Mode())
+		}
+	}
+}

@@ -29,7 +29,7 @@ func newOperator(name, usage string, env func(string) string, stderr io.Writer) 
 	}
 	o.flags.StringVar(&o.file, "config", env("PLAYHEAD_CONFIG"), "configuration `file` (YAML) of the nodes (PLAYHEAD_CONFIG)")
 	o.flags.StringVar(&o.brokers, "kafka-brokers", env("PLAYHEAD_KAFKA_BROKERS"), "brokers (`host:port`), separated by commas (PLAYHEAD_KAFKA_BROKERS)")
-	o.flags.StringVar(&o.dsn, "clickhouse-dsn", env("PLAYHEAD_CLICKHOUSE_DSN"), "ClickHouse `address` (PLAYHEAD_CLICKHOUSE_DSN)")
+	stringVar(o.flags, &o.dsn, "clickhouse-dsn", env("PLAYHEAD_CLICKHOUSE_DSN"), "ClickHouse `address` (PLAYHEAD_CLICKHOUSE_DSN)")
 	o.flags.StringVar(&o.dataDir, "data-dir", "", "data `directory` of a playhead dev that runs: its Kafka and ClickHouse are meant")
 	return o
 }

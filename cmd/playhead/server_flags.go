@@ -21,7 +21,7 @@ type serverFlags struct {
 
 // register adds the flags. scope is what the key needs.
 func (o *serverFlags) register(flags *flag.FlagSet, env func(string) string, scope string) {
-	flags.StringVar(&o.url, "url", env("PLAYHEAD_URL"), "`address` of the server (PLAYHEAD_URL); default from dev.json, else "+defaultServerURL)
+	stringVar(flags, &o.url, "url", env("PLAYHEAD_URL"), "`address` of the server (PLAYHEAD_URL); default from dev.json, else "+defaultServerURL)
 	flags.StringVar(&o.key, "key", "", "API key with the scope "+scope+"; prefer PLAYHEAD_KEY, which other users cannot see;\nelse PLAYHEAD_DEV_KEY, else from dev.json")
 	flags.StringVar(&o.dataDir, "data-dir", firstOf(env("PLAYHEAD_DATA_DIR"), defaultDataDir), "`folder` of playhead dev, where dev.json is (PLAYHEAD_DATA_DIR)")
 }
