@@ -5,6 +5,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -25,8 +26,20 @@ type compose struct {
 			Condition string `yaml:"condition"`
 		} `yaml:"depends_on"`
 		Healthcheck map[string]any `yaml:"healthcheck"`
+
+		User        string   `yaml:"user"`
+		Privileged  bool     `yaml:"privileged"`
+		NetworkMode string   `yaml:"network_mode"`
+		Pid         string   `yaml:"pid"`
+		ReadOnly    bool     `yaml:"read_only"`
+		CapDrop     []string `yaml:"cap_drop"`
+		CapAdd      []string `yaml:"cap_add"`
+		SecurityOpt []string `yaml:"security_opt"`
 	} `yaml:"services"`
 	Volumes map[string]any `yaml:"volumes"`
+	Configs map[string]struct {
+		File string `yaml:"file"`
+	} `yaml:"configs"`
 }
 
 // pinned matches an image with a tag that begins with a number, or a digest.
@@ -81,6 +94,37 @@ func TestComposeFileHoldsTogether(t *testing.T) {
 				t.Errorf("%s: waits for %s to be healthy, which has no health check", name, other)
 			}
 		}
+	}
+}
+
+// What the containers of the compose file may do is as little as their images allow.
+func TestComposeFileGivesNoRights(t *testing.T) {
+	var c compose
+	if err := yaml.Unmarshal([]byte(readFile(t, "deploy/compose.yaml")), &c); err != nil {
+		t.Fatal(err)
+	}
+	for name, s := range c.Services {
+		if !slices.Contains(s.SecurityOpt, "no-new-privileges:true") {
+			t.Errorf("%s: security_opt = %v, want no-new-privileges:true", name, s.SecurityOpt)
+		}
+		if s.Privileged || s.NetworkMode == "host" || s.Pid == "host" || len(s.CapAdd) > 0 || s.User == "root" || strings.HasPrefix(s.User, "0") {
+			t.Errorf("%s: is given rights: %+v", name, s)
+		}
+		// ClickHouse's image begins as root.
+		if want := []string{"ALL"}; name != "clickhouse" && !slices.Equal(s.CapDrop, want) {
+			t.Errorf("%s: cap_drop = %v, want %v", name, s.CapDrop, want)
+		}
+	}
+	if !c.Services["playhead"].ReadOnly {
+		t.Error("playhead: its root is not read-only")
+	}
+	for name, config := range c.Configs {
+		// docker/compose#12031: text in the file itself is copied into the container.
+		if config.File == "" {
+			t.Errorf("config %s is no file, which a read-only container needs", name)
+			continue
+		}
+		readFile(t, filepath.Join("deploy", config.File))
 	}
 }
 
