@@ -231,8 +231,13 @@ type appliedMigration struct {
 	at             time.Time
 }
 
-// applied returns the migrations that the database has had; it makes the table of them.
+// applied returns the migrations that the database has had; it makes the table of them if
+// there is none. A node whose user may not make tables starts where there is one.
 func (m *Migrator) applied(ctx context.Context) (map[uint32]appliedMigration, error) {
+	applied, err := m.read(ctx)
+	if !isException(err, codeUnknownTable) {
+		return applied, err
+	}
 	if err := execIdempotent(ctx, m.conn, schema.CreateMigrations); err != nil {
 		return nil, fmt.Errorf("create table %s: %w", schema.TableMigrations, err)
 	}
