@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"log/slog"
@@ -26,6 +27,8 @@ type parts struct {
 	security     string // further lines of the configuration's part kafka
 	engine       *engine.Process
 	cluster      *kafkacluster.Cluster // nil: the broker is an embedded one
+	dir          string                // of both, but for a cluster
+	settings     string                // of nodes, beside those, as they stand in the configuration
 }
 
 func startParts(t *testing.T) parts {
@@ -49,7 +52,7 @@ func startParts(t *testing.T) parts {
 			t.Errorf("close engine: %v", err)
 		}
 	})
-	p.dsn, p.engine = process.DSN(), process
+	p.dsn, p.engine, p.dir = process.DSN(), process, dir
 	return p
 }
 
@@ -80,6 +83,13 @@ func (p parts) serve(t *testing.T, roles string) *server {
 	return s
 }
 
+// serveWith is serve with settings, as they stand in the configuration file.
+func (p parts) serveWith(t *testing.T, roles, settings string) *server {
+	t.Helper()
+	p.settings = settings
+	return p.serve(t, roles)
+}
+
 // begin starts a node and does not wait.
 func (p parts) begin(t *testing.T, roles string) *server {
 	t.Helper()
@@ -90,7 +100,7 @@ func (p parts) begin(t *testing.T, roles string) *server {
 	dir := t.TempDir()
 	config := filepath.Join(dir, "playhead.yaml")
 	// Three partitions are enough to need all.
-	text := fmt.Sprintf("kafka:\n  replication_factor: %d\n  partitions: 3\n%slog:\n  level: info\n", p.replicas, p.security)
+	text := fmt.Sprintf("kafka:\n  replication_factor: %d\n  partitions: 3\n%s%s", p.replicas, p.security, cmp.Or(p.settings, "log:\n  level: info\n"))
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
