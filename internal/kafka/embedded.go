@@ -32,11 +32,26 @@ type Embedded struct {
 	parts   int
 }
 
+// EmbeddedOption changes how StartEmbedded starts a broker.
+type EmbeddedOption func(*embeddedOptions)
+
+type embeddedOptions struct{ advertise string }
+
+// Advertise has the broker tell clients of other processes to connect to addr (host:port)
+// instead of where it listens: for a broker behind a proxy or a mapped port.
+func Advertise(addr string) EmbeddedOption {
+	return func(o *embeddedOptions) { o.advertise = addr }
+}
+
 // StartEmbedded starts a broker on the state in dir, which is made if missing and
 // locked until Close or the end of the process, however it ends. listen is host:port,
 // port 0 takes a free one. partitions is what topics get that are created without a
 // count. Topics come from EnsureTopics, as with any broker; nothing creates them on use.
-func StartEmbedded(dir, listen string, partitions int, log *slog.Logger) (*Embedded, error) {
+func StartEmbedded(dir, listen string, partitions int, log *slog.Logger, options ...EmbeddedOption) (*Embedded, error) {
+	var given embeddedOptions
+	for _, option := range options {
+		option(&given)
+	}
 	host, portText, err := net.SplitHostPort(listen)
 	if err != nil {
 		return nil, fmt.Errorf("embedded kafka: listen address %q: %w", listen, err)
@@ -67,7 +82,7 @@ func StartEmbedded(dir, listen string, partitions int, log *slog.Logger) (*Embed
 		if err != nil {
 			return nil, err
 		}
-		door = openDoorway(tcp)
+		door = openDoorway(tcp, given.advertise)
 		if disk == nil {
 			return door, nil
 		}

@@ -18,15 +18,20 @@ const dialTimeout = 10 * time.Second
 // broker and to Kafka's client both are the same.
 type doorway struct {
 	tcp    net.Listener
+	public net.Addr // what clients are told to connect to
 	arrive chan net.Conn
 	closed chan struct{}
 	close  func()
 	wg     sync.WaitGroup // the TCP acceptor
 }
 
-// openDoorway takes over tcp, which Close closes.
-func openDoorway(tcp net.Listener) *doorway {
-	d := &doorway{tcp: tcp, arrive: make(chan net.Conn), closed: make(chan struct{})}
+// openDoorway takes over tcp, which Close closes. Clients are told to connect to
+// advertise, or to where tcp listens if that is empty.
+func openDoorway(tcp net.Listener, advertise string) *doorway {
+	d := &doorway{tcp: tcp, public: tcp.Addr(), arrive: make(chan net.Conn), closed: make(chan struct{})}
+	if advertise != "" {
+		d.public = advertised(advertise)
+	}
 	d.close = sync.OnceFunc(func() { close(d.closed) })
 	d.wg.Go(d.acceptTCP)
 	return d
@@ -75,7 +80,16 @@ func (d *doorway) Close() error {
 }
 
 // Addr implements net.Listener: where other processes connect.
-func (d *doorway) Addr() net.Addr { return d.tcp.Addr() }
+func (d *doorway) Addr() net.Addr { return d.public }
+
+// advertised is an address (host:port) that somebody else listens on for us.
+type advertised string
+
+// Network implements net.Addr.
+func (advertised) Network() string { return "tcp" }
+
+// String implements net.Addr.
+func (a advertised) String() string { return string(a) }
 
 // dial connects a client of this process if host is this broker, and by TCP to any
 // other. It is a kgo.Dialer.

@@ -3,6 +3,7 @@ package kafka
 import (
 	"errors"
 	"io"
+	"log/slog"
 	"net"
 	"syscall"
 	"testing"
@@ -17,7 +18,7 @@ func TestTheDoorwayTakesBothWays(t *testing.T) {
 		}
 		return tcp
 	}
-	door, other := openDoorway(listen()), listen()
+	door, other := openDoorway(listen(), ""), listen()
 	defer other.Close()
 	met := make(chan string)
 	go func() {
@@ -77,5 +78,26 @@ func TestTheDoorwayTakesBothWays(t *testing.T) {
 	}
 	if _, err := net.Dial("tcp", host); !errors.Is(err, syscall.ECONNREFUSED) {
 		t.Errorf("TCP after Close: %v", err)
+	}
+}
+
+// TestAdvertisedAddress has a broker stand behind another address: clients that have
+// learnt of it connect there.
+func TestAdvertisedAddress(t *testing.T) {
+	const elsewhere = "127.0.0.1:1" // where nobody listens
+	broker, err := StartEmbedded(t.TempDir(), "127.0.0.1:0", 1, slog.New(slog.DiscardHandler), Advertise(elsewhere))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := broker.Close(); err != nil {
+			t.Errorf("close broker: %v", err)
+		}
+	})
+	if got := broker.Addr(); got != elsewhere {
+		t.Errorf("Addr() = %s, want %s", got, elsewhere)
+	}
+	if err := EnsureTopics(t.Context(), broker.Config()); err != nil { // in this process by a pipe
+		t.Errorf("EnsureTopics() = %v", err)
 	}
 }
