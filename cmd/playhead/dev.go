@@ -102,6 +102,11 @@ func runDev(ctx context.Context, args []string, env func(string) string, stdout,
 	if err != nil {
 		return err
 	}
+	if parts.broker != nil { // another broker may tell of its end before it knows all of it
+		if err := n.checkLogEnds(ctx, dataDir); err != nil {
+			return n.stopAfter(err)
+		}
+	}
 	if parts.engine != nil {
 		n.health.Add("engine", parts.engineReady)
 	}
@@ -164,6 +169,22 @@ func checkParts(dataDir string, elsewhere bool) error {
 	}
 	return fmt.Errorf("%s holds history, but its log in %s is gone; put that back, or remove %[1]s as well to begin anew",
 		filepath.Join(dataDir, clickhouseDir), filepath.Join(dataDir, kafkaDir))
+}
+
+// checkLogEnds refuses a log that ends before what was copied of it: its files have lost
+// events, and new ones would get their places.
+func (n *node) checkLogEnds(ctx context.Context, dataDir string) error {
+	for p := range n.log.Partitions() {
+		end, err := n.log.HighWatermark(ctx, uint16(p))
+		if err != nil {
+			return err
+		}
+		if copied := n.watermarks.Get(uint16(p)); copied > end {
+			return fmt.Errorf("partition %d of the log in %s ends at offset %d, but was copied to the history up to %d: its files have lost events; put a copy of them back, or remove all of %s to begin anew",
+				p, filepath.Join(dataDir, kafkaDir), end, copied, dataDir)
+		}
+	}
+	return nil
 }
 
 func holdsFiles(dir string) (bool, error) {

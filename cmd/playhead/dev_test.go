@@ -1,12 +1,21 @@
 package main
 
 import (
+	"context"
+	"errors"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/playhead-dev/playhead/internal/control"
+	"github.com/playhead-dev/playhead/internal/kafka"
+	"github.com/playhead-dev/playhead/schema"
 )
 
 func TestCheckParts(t *testing.T) {
@@ -64,6 +73,40 @@ func TestDevRefusesHistoryWithoutLog(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Join(dataDir, kafkaDir)); err == nil {
 		t.Error("dev made a new log all the same")
+	}
+}
+
+// A dev that starts must not give new events the places of old ones, which their rows
+// still hold.
+func TestDevRefusesLogThatLostItsEnd(t *testing.T) {
+	dataDir := t.TempDir()
+	broker, err := kafka.StartEmbedded(filepath.Join(dataDir, kafkaDir), "127.0.0.1:0", devPartitions, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := broker.Config()
+	cfg.Partitions = devPartitions
+	if err := kafka.EnsureTopics(t.Context(), cfg); err != nil {
+		t.Fatal(err)
+	}
+	cl, err := kgo.NewClient(kgo.SeedBrokers(broker.Addr()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var copied kadm.Offsets
+	copied.Add(kadm.Offset{Topic: schema.TopicEvents, Partition: 3, At: 7})
+	err = kadm.NewClient(cl).CommitAllOffsets(t.Context(), schema.GroupMaterializer, copied)
+	cl.Close()
+	if err := errors.Join(err, broker.Close()); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second) // one that does not refuse runs on
+	defer cancel()
+	var stdout, stderr strings.Builder
+	err = runDev(ctx, []string{"--data-dir", dataDir, "--listen", "127.0.0.1:0", "--clickhouse-dsn", "http://127.0.0.1:1/default"},
+		func(string) string { return "" }, &stdout, &stderr)
+	if err == nil || !strings.Contains(err.Error(), "partition 3 of the log") {
+		t.Fatalf("dev = %v, want a refusal that names the partition", err)
 	}
 }
 

@@ -47,6 +47,7 @@ func Advertise(addr string) EmbeddedOption {
 // locked until Close or the end of the process, however it ends. listen is host:port,
 // port 0 takes a free one. partitions is what topics get that are created without a
 // count. Topics come from EnsureTopics, as with any broker; nothing creates them on use.
+// It returns ErrDirInUse, or ErrDamaged if files in dir have lost what they held.
 func StartEmbedded(dir, listen string, partitions int, log *slog.Logger, options ...EmbeddedOption) (*Embedded, error) {
 	var given embeddedOptions
 	for _, option := range options {
@@ -63,6 +64,9 @@ func StartEmbedded(dir, listen string, partitions int, log *slog.Logger, options
 	lock, err := lockDir(dir)
 	if err != nil {
 		return nil, fmt.Errorf("embedded kafka: %w", err)
+	}
+	if err := inspect(dir); err != nil {
+		return nil, errors.Join(fmt.Errorf("embedded kafka: %w", err), lock.Close())
 	}
 	var door *doorway
 	opts := []kfake.Opt{
