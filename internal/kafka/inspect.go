@@ -28,6 +28,8 @@ var ErrDamaged = errors.New("the log's files are damaged")
 // That the end of the last segment is missing cannot be seen here: it looks the same.
 // Whoever knows how far the log reached can (Embedded's user compares the committed
 // offsets).
+//
+// What it has read of producers it writes to the broker's file: see sequences.
 func inspect(dir string) error {
 	parts, err := partitionDirs(dir)
 	if err != nil || len(parts) == 0 {
@@ -37,16 +39,17 @@ func inspect(dir string) error {
 	if err != nil {
 		return err
 	}
+	producers := make(sequences)
 	for _, p := range parts {
 		if topics[p.topic] <= p.partition {
 			return fmt.Errorf("%w: %s does not list %s-%d, whose events are in %s", ErrDamaged,
 				filepath.Join(dir, "topics.json"), p.topic, p.partition, p.dir)
 		}
-		if err := p.inspect(); err != nil {
+		if err := p.inspect(producers); err != nil {
 			return err
 		}
 	}
-	return nil
+	return producers.save(dir)
 }
 
 // partitionFiles are the segments of a partition, in their order.
@@ -143,7 +146,7 @@ func listedTopics(dir string) (map[string]int, error) {
 
 // inspect walks the batches of all segments. Those of playhead.events, which is never
 // compacted, have no gaps between them.
-func (p *partitionFiles) inspect() error {
+func (p *partitionFiles) inspect(producers sequences) error {
 	gapless := p.topic == schema.TopicEvents
 	next := p.bases[0] // the offset behind what was read so far
 	for i, base := range p.bases {
@@ -156,7 +159,8 @@ func (p *partitionFiles) inspect() error {
 			return err
 		}
 		var good int
-		if good, next = readableBatches(b, max(base, next), gapless); good == len(b) {
+		note := func(batch []byte) { producers.note(p.topic, p.partition, batch) }
+		if good, next = readableBatches(b, max(base, next), gapless, note); good == len(b) {
 			continue
 		}
 		misplaced, _, _ := batchAt(b[good:]) // whole, and not where it belongs
@@ -184,12 +188,14 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // readableBatches returns how many bytes of a segment are whole batches, from offset next
 // on, and the offset behind the last of them. gapless batches follow each other closely.
-func readableBatches(b []byte, next int64, gapless bool) (good int, end int64) {
+// note is called with each.
+func readableBatches(b []byte, next int64, gapless bool, note func(batch []byte)) (good int, end int64) {
 	for {
 		n, first, after := batchAt(b[good:])
 		if n == 0 || first < next || gapless && first != next {
 			return good, next
 		}
+		note(b[good : good+n])
 		good, next = good+n, after
 	}
 }
