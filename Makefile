@@ -39,14 +39,19 @@ TEST_ENV     := CGO_ENABLED=1 PLAYHEAD_REQUIRE_ENGINE=1 PLAYHEAD_REQUIRE_CLIENTS
 ON_KAFKA := ^(TestBrokersComeAndGo|TestControlTopicIsCompacted|TestForeignTransactionsAreReadAsCommitted|$\
 TestRolesNeedWhatIsDocumented|TestErasureRacesAppends|TestAnyNodeAnswersForAll|TestTour|$\
 TestStreamsAreCountedAndEndedAcrossNodes|TestWorkspaceStreamMovesBetweenNodes)$$
-# Of `make simulate`, each simulation; SEED=n runs that one alone. MUTANT_SEEDS are tried on each
-# mutant, MUTANTS chooses some of them by a regular expression.
-SEEDS        ?= 10000
+# What the faults of `make simulate`, `make chaos` and its like follow from. Without SEED, simulate
+# runs SEEDS of each simulation, and the others 1. MUTANT_SEEDS are tried on each mutant, MUTANTS
+# chooses some of them by a regular expression.
 SEED         ?=
+SEEDS        ?= 10000
 MUTANT_SEEDS ?= 2000
 MUTANTS      ?=
 # Of each fuzz target.
 FUZZTIME ?= 20s
+# Of `make chaos` and its like: how long, or how many.
+DURATION   ?=
+FAULTS     ?=
+CHAOS_ARGS ?=
 
 BIN  := $(CURDIR)/bin
 LINT := $(BIN)/golangci-lint-$(GOLANGCI_LINT_VERSION)
@@ -137,6 +142,28 @@ simulate: ## Materialisers and streams in virtual time, SEEDS=10000 runs of each
 .PHONY: mutants
 mutants: ## Break the code on purpose, in one place at a time: the simulations are to notice
 	$(GO) run ./integration/mutants -seeds $(MUTANT_SEEDS) -only '$(MUTANTS)'
+
+# CHAOS_ARGS are those of integration/chaos, as in CHAOS_ARGS='-nodes 5 -clock'. As root, disks
+# are broken as well.
+.PHONY: chaos
+chaos: build engine ## Break a cluster at random, under load, and audit it: SEED=1 DURATION=5m or FAULTS=1000 (bin/chaos.json)
+	$(GO) build -trimpath -o $(BIN)/chaos ./integration/chaos
+	$(BIN)/chaos -server $(BIN)/playhead -seed $(or $(SEED),1) $(if $(DURATION),-duration $(DURATION)) $(if $(FAULTS),-faults $(FAULTS)) -json $(BIN)/chaos.json $(CHAOS_ARGS)
+
+.PHONY: chaos-mutants
+chaos-mutants: engine ## See that campaigns catch servers that are broken on purpose (bin/mutants.json)
+	$(GO) build -trimpath -o $(BIN)/chaos ./integration/chaos
+	$(BIN)/chaos -mode mutants -seed $(or $(SEED),1) $(if $(DURATION),-duration $(DURATION)) -json $(BIN)/mutants.json $(CHAOS_ARGS)
+
+.PHONY: chaos-files
+chaos-files: build engine ## Damage the files of playhead dev between two lives (bin/files.json)
+	$(GO) build -trimpath -o $(BIN)/chaos ./integration/chaos
+	$(BIN)/chaos -mode files -server $(BIN)/playhead -seed $(or $(SEED),1) $(if $(FAULTS),-faults $(FAULTS)) -json $(BIN)/files.json $(CHAOS_ARGS)
+
+.PHONY: overload
+overload: build engine ## Ask ten times of a node what it can do, for DURATION=2m (bin/overload.json)
+	$(GO) build -trimpath -o $(BIN)/chaos ./integration/chaos
+	$(BIN)/chaos -mode overload -server $(BIN)/playhead -seed $(or $(SEED),1) $(if $(DURATION),-duration $(DURATION)) -json $(BIN)/overload.json $(CHAOS_ARGS)
 
 .PHONY: fuzz
 fuzz: ## Each fuzz target for FUZZTIME, one after the other

@@ -15,7 +15,7 @@ import (
 const restartPause = 200 * time.Millisecond
 
 // Process is one program under test. While it is wanted it is started again whenever it
-// ends. Methods may be called from any goroutine, one at a time.
+// ends. Safe for concurrent use; Up, Kill and Stop wait for each other.
 type Process struct {
 	Name   string
 	Output *Output
@@ -23,6 +23,8 @@ type Process struct {
 	path string
 	args []string
 	env  []string
+
+	ops sync.Mutex // held by Up, Kill and Stop; taken before mu
 
 	mu     sync.Mutex // guards what follows
 	cmd    *exec.Cmd  // nil while none runs
@@ -45,6 +47,8 @@ func newProcess(name, logFile, path string, args, env []string) (*Process, error
 
 // Up starts the program, unless it runs, and keeps it running until Kill, Stop or Close.
 func (p *Process) Up() error {
+	p.ops.Lock()
+	defer p.ops.Unlock()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.wanted {
@@ -149,6 +153,8 @@ func (p *Process) Stop(patience time.Duration) error {
 
 // end reports whether the signal was enough.
 func (p *Process) end(signal syscall.Signal, patience time.Duration) bool {
+	p.ops.Lock()
+	defer p.ops.Unlock()
 	p.mu.Lock()
 	p.wanted = false
 	cmd, exited := p.cmd, p.exited
