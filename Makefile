@@ -32,7 +32,7 @@ HISTORY_ARGS ?=
 # Bounds one package's tests; packages are tested two at a time, since each may run an
 # engine and a broker of its own.
 TEST_TIMEOUT ?= 15m
-TEST_JOBS    ?= 2
+TEST_JOBS    ?= 3
 TEST_ENV     := CGO_ENABLED=1 PLAYHEAD_REQUIRE_ENGINE=1 PLAYHEAD_REQUIRE_CLIENTS=1 PLAYHEAD_REQUIRE_KAFKA=1
 # What `make test` runs on real Kafka too: the tests that ask most of it, some 3 minutes. All
 # the others: `make test-kafka`.

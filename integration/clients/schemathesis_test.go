@@ -80,7 +80,7 @@ func poison(t *testing.T, s *server) {
 		var list struct{ Data []struct{ ID string } }
 		status, body := askAs(t, s, devKey, "/admin/v1/dead-letters")
 		if err := json.Unmarshal(body, &list); err != nil || status != http.StatusOK || len(list.Data) < len(records) {
-			return fmt.Errorf("%d %s, error %v", status, body, err)
+			return fmt.Errorf("%d %s, error %w", status, body, err)
 		}
 		return nil
 	})

@@ -68,11 +68,11 @@ var errMoved = errors.New("the file does not have the text to be changed once")
 
 // overlay writes m's file and the overlay that puts it in the place of the real one.
 func (l laboratory) overlay(dir string, m mutant) (path string, err error) {
-	real, err := filepath.Abs(filepath.Join(l.root, m.file))
+	source, err := filepath.Abs(filepath.Join(l.root, m.file))
 	if err != nil {
 		return "", err
 	}
-	text, err := os.ReadFile(real)
+	text, err := os.ReadFile(source)
 	if err != nil {
 		return "", err
 	}
@@ -83,7 +83,7 @@ func (l laboratory) overlay(dir string, m mutant) (path string, err error) {
 	if err := os.WriteFile(changed, []byte(strings.Replace(string(text), m.from, m.to, 1)), 0o600); err != nil {
 		return "", err
 	}
-	replace, err := json.Marshal(map[string]map[string]string{"Replace": {real: changed}})
+	replace, err := json.Marshal(map[string]map[string]string{"Replace": {source: changed}})
 	if err != nil {
 		return "", err
 	}
