@@ -276,7 +276,8 @@ func filterHostile(t *testing.T, g *guarded, session string, want []hostileEvent
 	}
 }
 
-// askHostile puts hostile text into every parameter of every path.
+// askHostile puts hostile text into the parameters of every path: into a third of them each,
+// so that every parameter has its turn on many.
 func askHostile(t *testing.T, g *guarded, session string) {
 	t.Helper()
 	params := []string{
@@ -286,11 +287,14 @@ func askHostile(t *testing.T, g *guarded, session string) {
 		"' OR 1=1 -- ", "a\r\nX-Evil: 1",
 	}
 	const h = marked + "' OR 1=1 --\r\nX-Evil: 1\r\n\r\n{p0:String}\\"
-	for _, r := range routes(t) {
+	for i, r := range routes(t) {
 		if r.method != "GET" || strings.HasSuffix(r.path, "/ws") {
 			continue
 		}
-		for _, param := range params {
+		for j, param := range params {
+			if (i+j)%3 != 0 {
+				continue
+			}
 			a := g.ask(t, "GET", r.fill(session)+"?"+url.Values{param: {h}}.Encode(), g.server.key, "", nil)
 			if a.status >= 500 || a.header.Get("X-Evil") != "" || a.body != "" && a.status >= 400 && !json.Valid([]byte(a.body)) {
 				t.Errorf("GET %s with %s=%q: %d %v %s", r.path, param, h, a.status, a.header, a.body)

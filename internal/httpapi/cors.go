@@ -108,7 +108,19 @@ func (o *cors) allows(origin string) bool {
 		return true
 	}
 	return slices.ContainsFunc(o.suffixes, func(s [2]string) bool {
-		return len(origin) > len(s[0])+len(s[1]) && strings.HasPrefix(origin, s[0]) && strings.HasSuffix(origin, s[1])
+		return len(origin) > len(s[0])+len(s[1]) && strings.HasPrefix(origin, s[0]) && strings.HasSuffix(origin, s[1]) &&
+			isHost(origin[len(s[0]):len(origin)-len(s[1])])
+	})
+}
+
+// notASCII: lower case makes ASCII of some letters that are none.
+func notASCII(r rune) bool { return r <= ' ' || r > '~' }
+
+// isHost reports whether s, of lower case, may be part of a host's name as browsers write it:
+// an allowed origin is copied into the answer's head.
+func isHost(s string) bool {
+	return !strings.ContainsFunc(s, func(r rune) bool {
+		return (r < 'a' || r > 'z') && (r < '0' || r > '9') && r != '-' && r != '.' && r != '_'
 	})
 }
 
@@ -122,7 +134,7 @@ func (o *cors) setHeaders(c *fiber.Ctx) {
 		c.Vary(fiber.HeaderOrigin) // also without an Origin, or a cache would keep that answer for all
 	}
 	origin := c.Get(fiber.HeaderOrigin)
-	if origin == "" || !o.allows(strings.ToLower(origin)) {
+	if origin == "" || strings.ContainsFunc(origin, notASCII) || !o.allows(strings.ToLower(origin)) {
 		return
 	}
 	if o.all {

@@ -147,6 +147,9 @@ func TestOrigins(t *testing.T) {
 	f([]string{"https://*.example.com"}, "https://evilexample.com", none, vary)
 	f([]string{"https://*.example.com"}, "http://app.example.com", none, vary)
 	f([]string{"https://*.example.com"}, "https://app.example.com:444", none, vary)
+	for _, no := range []string{"a b", "u:p@a", "evil.example/", "evil.example:1/a", "a?b", "\xff", "\u212a"} { // the host's end is right
+		f([]string{"https://*.example.com"}, "https://"+no+".example.com", none, vary)
+	}
 	f([]string{"https://*.example.com:444"}, "https://app.example.com:444", "https://app.example.com:444", vary)
 	f([]string{"capacitor://localhost"}, "capacitor://localhost", "capacitor://localhost", vary)
 }
