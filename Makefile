@@ -29,9 +29,10 @@ PEERS_ARGS ?=
 ROWS         ?= 100000000
 HISTORY_DATA ?=
 HISTORY_ARGS ?=
-# Bounds one package's tests; packages are tested two at a time, since each may run an
-# engine and a broker of its own.
+# Bounds one package's tests; packages are tested three at a time, since each may run an
+# engine and a broker of its own, those that take longest first.
 TEST_TIMEOUT ?= 15m
+LONG_TESTS   := ./integration ./query ./query/materializer ./streamer ./integration/clients
 TEST_JOBS    ?= 3
 TEST_ENV     := CGO_ENABLED=1 PLAYHEAD_REQUIRE_ENGINE=1 PLAYHEAD_REQUIRE_CLIENTS=1 PLAYHEAD_REQUIRE_KAFKA=1
 # What `make test` runs on real Kafka too: the tests that ask most of it, some 3 minutes. All
@@ -81,7 +82,7 @@ kafka: ## Fetch the pinned Apache Kafka that tests run, once (mvn)
 # Some end-to-end tests run twice: on the embedded broker, and on a cluster of real Kafka.
 .PHONY: test
 test: engine clients kafka ## All tests, with the race detector, in random order
-	$(TEST_ENV) $(GO) test -race -shuffle=on -timeout $(TEST_TIMEOUT) -p $(TEST_JOBS) $(PKG)
+	$(TEST_ENV) $(GO) test -race -shuffle=on -timeout $(TEST_TIMEOUT) -p $(TEST_JOBS) $(if $(filter ./...,$(PKG)),$(LONG_TESTS)) $(PKG)
 ifeq ($(PKG),./...)
 	PLAYHEAD_TEST_KAFKA=apache $(TEST_ENV) $(GO) test -race -shuffle=on -timeout $(TEST_TIMEOUT) -short -run '$(ON_KAFKA)' ./integration
 endif
