@@ -185,8 +185,8 @@ func (r *overloadReport) judge() {
 	if r.Most > r.Bound {
 		r.broke("the node took %d MiB of memory; the bound is %d MiB", r.Most>>20, r.Bound>>20)
 	}
-	if r.Counts.Refused == 0 {
-		r.broke("no append was refused: that was no over-load")
+	if r.Counts.Refused == 0 && r.Counts.NotOffered == 0 {
+		r.broke("no append was refused, and none kept waiting: that was no over-load")
 	}
 	if int(r.Counts.Streams) < r.Streams {
 		r.broke("%d of %d streams were opened", r.Counts.Streams, r.Streams)
