@@ -134,14 +134,15 @@ func (p *Process) supervise(life context.Context, started chan<- error) {
 		if first {
 			started <- err
 		}
-		if err == nil {
+		switch {
+		case c != nil:
 			log.Info("engine started", "pid", c.cmd.Process.Pid, "addr", p.Addr(), "version", p.Version(), "took", time.Since(begun))
 			err = c.wait(life)
 			p.pid.Store(0)
 			if time.Since(begun) > healthyAfter {
 				backoff = backoffMin
 			}
-		} else if first {
+		case err != nil && first:
 			return
 		}
 		if life.Err() != nil {
@@ -168,7 +169,8 @@ type child struct {
 	timeout time.Duration
 }
 
-// startChild starts a process and waits until it is ready.
+// startChild starts a process and waits until it is ready. It returns neither child nor error if
+// life has ended meanwhile and the process has stopped as it should.
 func (p *Process) startChild(life context.Context) (*child, error) {
 	config, err := json.Marshal(ChildConfig{
 		LibraryPath: p.cfg.LibraryPath, ColdPath: p.cfg.ColdPath, DataPath: p.cfg.DataPath, Database: p.cfg.Database, Password: p.cfg.Password,

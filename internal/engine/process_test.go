@@ -205,6 +205,26 @@ func TestSecondEngineOnOneDataPathIsRefused(t *testing.T) {
 	}
 }
 
+// TestStartThatIsGivenUpEnds gives starts up at several moments before the engine is ready.
+func TestStartThatIsGivenUpEnds(t *testing.T) {
+	p := startEngine(t, nil)
+	for wait := time.Millisecond; wait < 500*time.Millisecond; wait *= 4 {
+		ctx, cancel := context.WithTimeout(t.Context(), wait)
+		given, err := Start(ctx, Config{
+			DataPath: filepath.Join(t.TempDir(), "engine"), LibraryPath: p.cfg.LibraryPath, ChildArgs: []string{childArg}, Stderr: testLog{t}, Log: p.cfg.Log,
+		})
+		cancel()
+		switch {
+		case err == nil: // it was quick
+			if err := given.Close(); err != nil {
+				t.Errorf("after %s: Close() = %v", wait, err)
+			}
+		case !errors.Is(err, context.DeadlineExceeded):
+			t.Errorf("after %s: Start() = %v, want DeadlineExceeded", wait, err)
+		}
+	}
+}
+
 func TestWrongPasswordIsRefused(t *testing.T) {
 	p := startEngine(t, nil)
 	conn := open(t, p, func(o *clickhouse.Options) { o.Auth.Password = "guess" })
